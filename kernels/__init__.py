@@ -1,0 +1,1 @@
+"""Preprocessing of MRI slices: decode, crop, denoise, colour, normalise. Imports nothing else of ours."""

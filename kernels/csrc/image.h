@@ -1,0 +1,37 @@
+#pragma once
+// The two nouns that every op shares: a view on one 8-bit grey image, and a box inside it.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace gliofed {
+
+// Limits of OpenCV's own decoder; with them every sum below fits its integer type.
+inline constexpr std::ptrdiff_t kMaxSide = std::ptrdiff_t{1} << 20;
+inline constexpr std::ptrdiff_t kMaxPixels = std::ptrdiff_t{1} << 30;
+
+// Rows may lie any distance apart, also backwards; the pixels of one row are adjacent.
+struct GrayView {
+    const std::uint8_t* pixels;
+    std::ptrdiff_t height;
+    std::ptrdiff_t width;
+    std::ptrdiff_t row_stride;
+
+    const std::uint8_t* row(std::ptrdiff_t y) const { return pixels + y * row_stride; }
+};
+
+// Columns [left, right) and rows [top, bottom).
+struct Box {
+    std::ptrdiff_t left;
+    std::ptrdiff_t top;
+    std::ptrdiff_t right;
+    std::ptrdiff_t bottom;
+
+    bool empty() const { return left >= right || top >= bottom; }
+};
+
+inline GrayView view_of(const GrayView& image, const Box& box) {
+    return {image.row(box.top) + box.left, box.bottom - box.top, box.right - box.left, image.row_stride};
+}
+
+}  // namespace gliofed

@@ -1,0 +1,61 @@
+"""The arms of a job: the scenario itself and, where asked for, the same sites without help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fl.data.federation import Federation
+from fl.evaluation.metrics import ClassificationMetrics, EvaluationReport
+from fl.model.flat import FlatParameters
+from fl.server.rounds import FederationState, RoundSettings
+from fl.types import Site
+from service.spec import JobSpec
+from service.start import Start
+
+BASELINE_NAME = "noniid"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Arm:
+    """One federation to train: who takes part, from which parameters, by which rules."""
+
+    name: str
+    role: Literal["scenario", "baseline"]
+    sites: tuple[Site, ...]
+    settings: RoundSettings
+    parameters: FlatParameters
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ArmResult:
+    """A trained arm and its figures, measured with the best round's parameters."""
+
+    arm: Arm
+    state: FederationState
+    validation: ClassificationMetrics
+    test: EvaluationReport
+    seconds: float
+
+
+def arms_of(spec: JobSpec, federation: Federation, start: Start) -> tuple[Arm, ...]:
+    """Return the scenario's arm and, where the spec asks for it, the baseline's."""
+    rounds = RoundSettings.model_validate(spec.fl.model_dump(include=set(RoundSettings.model_fields)))
+    scenario = Arm(
+        name=spec.scenario,
+        role="scenario",
+        sites=federation.sites,
+        settings=rounds,
+        parameters=start.scenario_parameters,
+    )
+    if not spec.baseline:
+        return (scenario,)
+    alone = tuple(replace(site, shared_scans=()) for site in federation.sites)
+    baseline = Arm(
+        name=BASELINE_NAME,
+        role="baseline",
+        sites=alone,
+        settings=rounds.model_copy(update={"aggregation": "uniform"}),
+        parameters=start.baseline_parameters,
+    )
+    return scenario, baseline

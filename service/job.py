@@ -1,0 +1,264 @@
+"""The journey of one job: data → start → rounds → test → bundle → report.
+
+The only place that knows the order. Each step takes what the one before returned and returns a new frozen value; the
+steps themselves live in the rooms that they are about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TypeVar
+
+from fl.data.federation import Federation, build_federation
+from fl.data.intake import admit_sets, list_sets, sort_outcomes
+from fl.data.phantoms.folder import phantom_folder, write_phantom_folder
+from fl.errors import Stopped
+from fl.evaluation.metrics import evaluate, evaluate_paired
+from fl.model.flat import FlatParameters
+from fl.runtime.admission import admit_at_nodes
+from fl.runtime.cluster import WorkerPlan, has_gpu, num_cores, plan_workers, ray_cluster
+from fl.runtime.federate import (
+    PlacedScans,
+    num_scans,
+    place_scans,
+    plan_preparation,
+    predict_scans,
+    prepare,
+    train_round,
+    warm_up,
+)
+from fl.runtime.pool import WorkerPool
+from fl.server.checkpoint import load_checkpoint, save_checkpoint
+from fl.server.rounds import FederationState, Score, initial_state, run_rounds
+from fl.types import CLASSES
+from service.arms import Arm, ArmResult, arms_of
+from service.caches import cache_folder
+from service.machine import MemorySampler, PhaseClock
+from service.outcome import Usage, write_result
+from service.progress import Display
+from service.report import write_report
+from service.runs import Run
+from service.ship import export_bundle, write_samples
+from service.signals import stop_requests
+from service.start import Start, initial_model_state, make_start, read_start, trainer_setup, write_start
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Desk:
+    """What every step may use: the run's folder, the screen, the clock, and whether a signal asked to stop."""
+
+    run: Run
+    display: Display
+    clock: PhaseClock
+    should_stop: Callable[[], bool]
+
+    def mind(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, raising Stopped as soon as a signal asked for it."""
+        for item in items:
+            if self.should_stop():
+                raise Stopped("stopped by a signal before the first round; continue with --resume")
+            yield item
+
+
+def run_job(run: Run, display: Display) -> tuple[ArmResult, ...]:
+    """Train, test, export and report one job; resume whatever of it the run's folder already holds.
+
+    Raises GliofedError where it cannot go on, Stopped where a signal asked to stop; both leave the folder resumable.
+    """
+    spec, clock = run.spec, PhaseClock()
+    with MemorySampler() as memory, ray_cluster(spec.ray) as resources, stop_requests() as should_stop:
+        desk = Desk(run=run, display=display, clock=clock, should_stop=should_stop)
+        federation = gather_data(desk)
+        start = prepare_start(desk, federation)
+        plan = plan_workers(spec.ray, resources, most_sites_a_round(run, federation))
+        with open_pool(desk, start, plan, federation) as pool:
+            workers = pool.describe()
+            display.say(
+                f"   {pool.num_workers} workers: {', '.join(f'{key} {value}' for key, value in workers.items())}"
+            )
+            prepare_features(desk, pool, federation)
+            arms = tuple(train_arm(desk, pool, federation, start, arm) for arm in arms_of(spec, federation, start))
+        samples = ship(desk, federation, start, arms)
+    usage = Usage(phases=clock.seconds, peak_memory_bytes=memory.peak_bytes, workers=workers)
+    write_result(run, federation, arms, warmup=start.warmup, samples=samples, usage=usage)
+    write_report(run.folder)
+    run.record("finished")
+    return arms
+
+
+def gather_data(desk: Desk) -> Federation:
+    """Return the federation's data, having generated it where it is phantoms, and admitted every file."""
+    spec = desk.run.spec
+    with desk.clock.phase("data"):
+        root = phantom_root(desk) if spec.data.source == "phantom" else spec.data.root
+        assert root is not None
+        synthetic_folder = spec.shared.folder if spec.shared is not None else None
+        sets = list_sets(root, synthetic_folder, elsewhere=tuple(spec.data.nodes))
+        for remark in sets.remarks:
+            desk.display.say(f"   note: {remark}")
+        inventory = cache_folder(spec) / "inventory.jsonl"
+        admitting = desk.mind(admit_sets(sets, spec.data.admission, inventory))
+        outcomes = list(desk.display.track(admitting, sets.num_files, "admitting scans"))
+        outcomes += admit_at_nodes(root, spec.data.nodes, spec.data.admission)
+        federation = build_federation(sort_outcomes(outcomes), spec.data, spec.shared, seed=spec.seed)
+    desk.display.say(describe_data(federation))
+    for refused in federation.quarantined:
+        desk.run.record("quarantined", path=str(refused.path), reason=refused.reason)
+    return federation
+
+
+def phantom_root(desk: Desk) -> Path:
+    """Return the folder of phantoms, made once for these settings and kept in the cache."""
+    settings, cache = desk.run.spec.data.phantom, cache_folder(desk.run.spec) / "phantoms"
+    total = settings.num_train + settings.num_test + settings.num_synthetic
+    desk.display.step(f"{total} phantoms (made once, then kept in {cache})")
+    writing = desk.mind(write_phantom_folder(settings, cache, num_processes=num_cores()))
+    desk.display.show((progress.num_done for progress in writing), total, "making phantoms")
+    return phantom_folder(settings, cache).root
+
+
+def describe_data(federation: Federation) -> str:
+    """Return one line on the data, phantoms named as such."""
+    return (
+        f"   {federation.data_kind} data: {len(federation.sites)} sites with {len(federation.training_scans)} scans, "
+        f"{len(federation.shared_scans)} shared, {len(federation.all_validation_scans)} for validation, "
+        f"{len(federation.test_scans)} for testing ({int(federation.near_copies_T.sum())} near-copies of training), "
+        f"{len(federation.quarantined)} quarantined"
+    )
+
+
+def prepare_start(desk: Desk, federation: Federation) -> Start:
+    """Return the model before round 1: read where this run has made it, else made, warmed up and saved."""
+    spec, folder = desk.run.spec, desk.run.folder / "start"
+    found = read_start(folder, spec)
+    if found is not None:
+        return found
+    with desk.clock.phase("start"):
+        initial = initial_model_state(spec)
+        warmed, facts = initial, None
+        if spec.fl.warmup is not None:
+            desk.display.step(
+                f"warming up on {len(federation.shared_scans)} shared scans: {spec.fl.warmup.epochs} epochs, "
+                f"layers: {spec.fl.warmup.layers}"
+            )
+            everything = WorkerPlan(num_workers=1, num_threads=num_cores(), num_gpus=float(has_gpu()))
+            setup = trainer_setup(spec, initial, store_root=store_folder(desk), num_threads=everything.num_threads)
+            with WorkerPool(setup, everything, should_stop=desk.should_stop) as pool:
+                warmed, summary = warm_up(pool, federation.shared_scans, spec.fl.warmup)
+            facts = {"epochs": spec.fl.warmup.epochs, "seconds": summary.seconds, "loss": summary.mean_loss}
+            desk.display.say(f"   warm-up: loss {summary.mean_loss:.4f} in {summary.seconds:.0f} s")
+        start = make_start(spec, initial, warmed, facts)
+        write_start(folder, start)
+    return start
+
+
+def open_pool(desk: Desk, start: Start, plan: WorkerPlan, federation: Federation) -> WorkerPool:
+    """Start the workers: `plan.num_workers` for unpinned work, and as many for each node that sites are pinned to."""
+    setup = trainer_setup(desk.run.spec, start.state, store_root=store_folder(desk), num_threads=plan.num_threads)
+    places = sorted({site.node_resource for site in federation.sites} | {None}, key=str)
+    return WorkerPool(setup, plan, node_resources=places, should_stop=desk.should_stop)
+
+
+def prepare_features(desk: Desk, pool: WorkerPool, federation: Federation) -> None:
+    """Let the workers compute all features that the rounds will read; what the store has already is free."""
+    evaluated = [*validation_of(federation), (None, federation.test_scans)]
+    with desk.clock.phase("features"):
+        desk.display.step("preparing features: the frozen layers run once an image and view")
+        calls = plan_preparation(federation.sites, evaluated, desk.run.spec.fl.augment)
+        done = accumulate(prepare(pool, calls))
+        desk.display.show(done, num_scans(calls), "features")
+
+
+def train_arm(desk: Desk, pool: WorkerPool, federation: Federation, start: Start, arm: Arm) -> ArmResult:
+    """Run an arm's rounds from its newest checkpoint, a checkpoint and a line a round; then test the best round."""
+    spec, checkpoints = desk.run.spec, desk.run.checkpoints(arm.name)
+    job_digest = digest_of(spec.learning_digest(), federation.digest(), start.digest(), arm.name)
+    desk.display.step(f"{arm.role} `{arm.name}`: {len(arm.sites)} sites, at most {arm.settings.rounds} rounds")
+
+    def score(parameters: FlatParameters) -> Score:
+        metrics = evaluate(*predict_scans(pool, parameters, validation_of(federation)), CLASSES)
+        assert metrics.loss is not None, "it is None where there are no logits, and these have some"
+        return Score(accuracy=metrics.accuracy, loss=metrics.loss)
+
+    with desk.clock.phase(f"rounds of {arm.name}"):
+        state = load_checkpoint(checkpoints, job_digest=job_digest)
+        if state is None:
+            state = initial_state(arm.parameters, score)
+            save_checkpoint(checkpoints, state, job_digest=job_digest)
+        desk.display.say(f"   round {state.round:3d}: validation accuracy {last_accuracy(state):.4f}")
+        for finished in run_rounds(
+            state,
+            sites=arm.sites,
+            settings=arm.settings,
+            seed=spec.seed,
+            train=lambda round, sites, parameters: train_round(
+                pool, round, sites, parameters, timeout_seconds=arm.settings.site_timeout_seconds
+            ),
+            evaluate=score,
+        ):
+            state = finished
+            save_checkpoint(checkpoints, state, job_digest=job_digest)
+            tell_round(desk, arm, state)
+    with desk.clock.phase("test"):
+        validation = evaluate(*predict_scans(pool, state.best_parameters, validation_of(federation)), CLASSES)
+        labels_T, logits_TK = predict_scans(pool, state.best_parameters, [(None, federation.test_scans)])
+        test = evaluate_paired(labels_T, logits_TK, federation.near_copies_T, CLASSES)
+    seconds = sum(record.seconds for record in state.history)
+    return ArmResult(arm=arm, state=state, validation=validation, test=test, seconds=seconds)
+
+
+def tell_round(desk: Desk, arm: Arm, state: FederationState) -> None:
+    """Write one finished round to the screen and to the run's events, every left-out site by name."""
+    record = state.history[-1]
+    best = "  best" if state.best_round == record.round else ""
+    desk.display.say(
+        f"   round {record.round:3d}: validation accuracy {record.validation_accuracy:.4f}, loss "
+        f"{record.validation_loss:.4f}; {len(record.sites)} sites in {record.seconds:.1f} s{best}"
+    )
+    for out in record.left_out:
+        desk.display.say(f"      left out {out.site}: {out.reason}")
+        desk.run.record("left_out", arm=arm.name, round=record.round, site=out.site, reason=out.reason)
+    desk.run.record(
+        "round", arm=arm.name, round=record.round, accuracy=record.validation_accuracy, seconds=record.seconds
+    )
+
+
+def ship(desk: Desk, federation: Federation, start: Start, arms: Sequence[ArmResult]) -> list[dict[str, object]]:
+    """Export the scenario's best model as a bundle and let it answer some test images; return what it said."""
+    with desk.clock.phase("export"):
+        desk.display.step("exporting the bundle")
+        best = arms[0]
+        figures = {"validation": best.validation.to_json(), "test": best.test.to_json()}
+        bundle = export_bundle(desk.run, federation, start, best.state.best_parameters, figures)
+        return write_samples(desk.run, bundle, federation)
+
+
+def most_sites_a_round(run: Run, federation: Federation) -> int:
+    """Return how many sites a round may ask at most."""
+    return max(1, round(run.spec.fl.participation * len(federation.sites)))
+
+
+def validation_of(federation: Federation) -> list[PlacedScans]:
+    """Return the validation scans by who may read them."""
+    return place_scans(federation.sites, federation.validation_scans)
+
+
+def store_folder(desk: Desk) -> Path:
+    """Return the folder of the feature store."""
+    return cache_folder(desk.run.spec) / "store"
+
+
+def last_accuracy(state: FederationState) -> float:
+    """Return the validation accuracy of the newest parameters."""
+    return state.history[-1].validation_accuracy if state.history else state.start_score.accuracy
+
+
+def digest_of(*parts: str) -> str:
+    """Return one digest of several."""
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()

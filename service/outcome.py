@@ -1,0 +1,111 @@
+"""What a job leaves in figures: `result.json`, read by the report and by whoever compares runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl.data.federation import Federation
+from fl.server.checkpoint import write_file
+from fl.types import CLASSES, Site
+from service.arms import ArmResult
+from service.machine import hardware, software
+from service.runs import Run
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What the run took: wall seconds by phase, the most memory of all its processes, how its workers computed."""
+
+    phases: Mapping[str, float]
+    peak_memory_bytes: int
+    workers: Mapping[str, str]
+
+
+def write_result(
+    run: Run,
+    federation: Federation,
+    arms: Sequence[ArmResult],
+    *,
+    warmup: Mapping[str, Any] | None,
+    samples: Sequence[Mapping[str, Any]],
+    usage: Usage,
+) -> Path:
+    """Write result.json and return its path. Every figure in it was measured in this run."""
+    result = {
+        "format": FORMAT,
+        "run_id": run.run_id,
+        "name": run.spec.name,
+        "scenario": run.spec.scenario,
+        "data_kind": federation.data_kind,
+        "created": run.created,
+        "seed": run.spec.seed,
+        "arms": {result.arm.name: arm_figures(result, warmup) for result in arms},
+        "sites": [_site_figures(site, arms[0]) for site in federation.sites],
+        "quarantined": [{**asdict(item), "path": str(item.path)} for item in federation.quarantined],
+        "data": _data_figures(federation),
+        "phases": [{"name": name, "seconds": seconds} for name, seconds in usage.phases.items()],
+        "peak_memory_bytes": usage.peak_memory_bytes,
+        "software": software(),
+        "hardware": {**hardware(), **usage.workers},
+        "samples": list(samples),
+        "bundle": "bundle",
+        "spec": run.spec.model_dump(mode="json"),
+    }
+    path = run.folder / "result.json"
+    write_file(path, json.dumps(result, indent=1).encode())
+    return path
+
+
+def arm_figures(result: ArmResult, warmup: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return one arm's figures, as result.json and the bundle's metrics have them."""
+    state, history = result.state, result.state.history
+    warmed = {**warmup, "validation_accuracy": state.start_score.accuracy} if warmup else None
+    return {
+        "role": result.arm.role,
+        "rounds_run": len(history),
+        "best_round": state.best_round,
+        "stopped_early": len(history) < result.arm.settings.rounds,
+        "start_validation_accuracy": state.start_score.accuracy,
+        "warmup": warmed if result.arm.role == "scenario" else None,
+        "validation": result.validation.to_json(),
+        "test": result.test.to_json(),
+        "seconds_total": result.seconds,
+        "seconds_per_round": float(np.mean([record.seconds for record in history])),
+        "bytes_per_round": round(float(np.mean([record.bytes_down + record.bytes_up for record in history]))),
+        "bytes_per_site_round": 2 * state.parameters.nbytes,
+        "history": [{**asdict(record), "sites": [site.site for site in record.sites]} for record in history],
+    }
+
+
+def _site_figures(site: Site, result: ArmResult) -> dict[str, Any]:
+    done = [entry for record in result.state.history for entry in record.sites if entry.site == site.name]
+    missed = [out for record in result.state.history for out in record.left_out if out.site == site.name]
+    return {
+        "name": site.name,
+        "group": site.group,
+        "class_counts": {name: sum(scan.label == label for scan in site.scans) for label, name in enumerate(CLASSES)},
+        "num_shared": len(site.shared_scans),
+        "rounds_trained": len(done),
+        "failures": len(missed),
+        "seconds_mean": float(np.mean([entry.seconds for entry in done])) if done else 0.0,
+        "last_loss": done[-1].loss if done else None,
+    }
+
+
+def _data_figures(federation: Federation) -> dict[str, int]:
+    return {
+        "num_training": len(federation.training_scans),
+        "num_validation": len(federation.all_validation_scans),
+        "num_test": len(federation.test_scans),
+        "num_shared": len(federation.shared_scans),
+        "exact_test_copies": int(federation.exact_copies_T.sum()),
+        "near_test_copies": int(federation.near_copies_T.sum()),
+    }

@@ -1,0 +1,112 @@
+"""The model before round 1: pretrained or random weights, warmed up where the scenario says so; made once a run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fl.model.flat import FlatParameters, gather
+from fl.model.vgg import SplitVgg19, initialise_head
+from fl.model.weights import load_weights
+from fl.random import derive_seed
+from fl.server.checkpoint import load_start, save_start
+from fl.training.trainer import ModelState, TrainerSetup, model_state
+from kernels.spec import PreprocessSpec
+from service.spec import JobSpec
+
+_BASELINE = "baseline.parameters"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Start:
+    """A whole model's weights, and the trained parameters that each arm of the job begins with.
+
+    warmup: what the warm-up was (epochs, seconds, last loss), None where there was none.
+    """
+
+    state: ModelState
+    scenario_parameters: FlatParameters
+    baseline_parameters: FlatParameters
+    warmup: dict[str, Any] | None
+
+    def digest(self) -> str:
+        """Return a digest of all weights."""
+        digest = hashlib.sha256()
+        for name in sorted(self.state):
+            digest.update(name.encode() + self.state[name].tobytes())
+        return digest.hexdigest()
+
+
+def preprocess_spec(spec: JobSpec) -> PreprocessSpec:
+    """Return the one definition of preprocessing that training, evaluation and the bundle share."""
+    return PreprocessSpec(size=spec.preprocess.size, normalization=spec.model.weights.input_normalization())
+
+
+def initial_model_state(spec: JobSpec) -> ModelState:
+    """Return the weights of the job's source, with a fresh head. Raises WeightsError."""
+    model = SplitVgg19(spec.model.network)
+    load_weights(model, spec.model.weights, seed=spec.seed)
+    return model_state(model)
+
+
+def trainer_setup(spec: JobSpec, state: ModelState, *, store_root: Path, num_threads: int) -> TrainerSetup:
+    """Return what workers are made of."""
+    return TrainerSetup(
+        network=spec.model.network,
+        speed=spec.model.speed,
+        preprocess=preprocess_spec(spec),
+        augment=spec.fl.augment,
+        local=spec.fl.local,
+        store_root=store_root,
+        seed=spec.seed,
+        num_threads=num_threads,
+        state=state,
+    )
+
+
+def make_start(spec: JobSpec, initial: ModelState, warmed: ModelState, warmup: dict[str, Any] | None) -> Start:
+    """Return the start of both arms.
+
+    The baseline begins as the study's unhelped sites do, with pretrained convolutions and a fresh head. Where nothing
+    pretrained is to be had, the warmed-up convolutions stand in for it, so that the arms differ by the help alone.
+    """
+    pretrained = initial if spec.model.weights.source != "random" else warmed
+    return Start(
+        state=warmed,
+        scenario_parameters=gather(_model(spec, warmed).trained_parameters()),
+        baseline_parameters=gather(_with_fresh_head(spec, pretrained).trained_parameters()),
+        warmup=warmup,
+    )
+
+
+def read_start(folder: Path, spec: JobSpec) -> Start | None:
+    """Return the start that this run saved, or None where it has none yet."""
+    found = load_start(folder)
+    if found is None:
+        return None
+    state, warmup = found
+    baseline = state.pop(_BASELINE)
+    parameters = gather(_model(spec, state).trained_parameters())
+    return Start(state=state, scenario_parameters=parameters, baseline_parameters=baseline, warmup=warmup or None)
+
+
+def write_start(folder: Path, start: Start) -> None:
+    """Save the start durably, so that a resumed run begins from the same bytes."""
+    save_start(folder, {**start.state, _BASELINE: start.baseline_parameters}, start.warmup or {})
+
+
+def _model(spec: JobSpec, state: ModelState) -> SplitVgg19:
+    model = SplitVgg19(spec.model.network)
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    return model
+
+
+def _with_fresh_head(spec: JobSpec, state: ModelState) -> SplitVgg19:
+    model = _model(spec, state)
+    initialise_head(model, torch.Generator().manual_seed(derive_seed(spec.seed, "baseline-head")))
+    return model

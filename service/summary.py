@@ -1,0 +1,53 @@
+"""The last lines of a job: a table of results and where everything is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from service.progress import Display
+
+HEADER = (
+    "arm",
+    "test accuracy",
+    "deduplicated",
+    "macro F1",
+    "from",
+    "rounds",
+    "best",
+    "s/round",
+    "MB/site/round",
+)
+
+
+def print_summary(display: Display, folder: Path) -> None:
+    """Print a finished run's figures, read from its result.json."""
+    result = json.loads((folder / "result.json").read_text())
+    rows = [_row(name, arm) for name, arm in result["arms"].items()]
+    display.table(f"results on {result['data_kind']} data ({result['data']['num_test']} test images)", HEADER, rows)
+    minutes, peak = (
+        sum(phase["seconds"] for phase in result["phases"]) / 60,
+        result["peak_memory_bytes"] / 2**30,
+    )
+    display.say(f"\n{minutes:.1f} minutes, at most {peak:.2f} GiB of memory in all processes")
+    display.say(f"report   {folder / 'report.html'}")
+    display.say(f"figures  {folder / 'result.json'}")
+    display.say(f"bundle   {folder / 'bundle'}")
+    display.say(f"try      gliofed predict --bundle {folder / 'bundle'} IMAGE.jpg --heatmap heat.png")
+
+
+def _row(name: str, arm: Mapping[str, Any]) -> tuple[str, ...]:
+    published, deduplicated = arm["test"]["as_published"], arm["test"]["deduplicated"]
+    return (
+        f"{name} ({arm['role']})",
+        f"{published['accuracy']:.4f}",
+        f"{deduplicated['accuracy']:.4f}",
+        f"{published['macro_f1']:.4f}",
+        f"{arm['start_validation_accuracy']:.4f}",
+        str(arm["rounds_run"]),
+        str(arm["best_round"]),
+        f"{arm['seconds_per_round']:.1f}",
+        f"{arm['bytes_per_site_round'] / 1e6:.2f}",
+    )
