@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml requirements.lock $(KERNEL_SOURCES)
 	touch $(STAMP)
 
 run: setup ## Train the demo on embedded data: at most 5 minutes on 2 cores
-	$(BIN)/gliofed train configs/demo.yaml
+	$(BIN)/gliofed train configs/demo.yaml $(ARGS)
 
 test: setup ## Run all tests
 	$(BIN)/python -m pytest

@@ -47,7 +47,8 @@ def train(
     """Train a federation, test it, export its model and write a report."""
     from fl.runtime.cluster import prepare_environment
     from service.progress import Display
-    from service.runs import default_run_folder, open_run
+    from service.runs import default_run_folder, link_latest, open_run
+    from service.signals import stop_requests
     from service.spec import load_spec
     from service.summary import print_summary
 
@@ -55,12 +56,14 @@ def train(
         raise SpecError(["--resume: needs --run-dir, the folder of the run to continue"])
     spec = load_spec(job, overrides)
     prepare_environment(spec.ray)
-    from service.job import run_job  # it imports Ray, which reads its environment then
-
     display = Display()
-    with open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
+    with stop_requests() as asked, open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
+        from service.job import run_job  # it imports Ray, which reads its environment then
+
         display.say(f"gliofed: job `{spec.name}`, scenario `{spec.scenario}`, run {run.folder}")
-        run_job(run, display)
+        run_job(run, display, asked)
+    if run_dir is None:
+        link_latest(run.folder)
     print_summary(display, run.folder)
 
 

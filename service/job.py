@@ -7,6 +7,7 @@ steps themselves live in the rooms that they are about.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,7 +21,7 @@ from fl.errors import Stopped
 from fl.evaluation.metrics import evaluate, evaluate_paired
 from fl.model.flat import FlatParameters
 from fl.runtime.admission import admit_at_nodes
-from fl.runtime.cluster import WorkerPlan, has_gpu, num_cores, plan_workers, ray_cluster
+from fl.runtime.cluster import WorkerPlan, num_cores, plan_alone, plan_workers, ray_cluster
 from fl.runtime.federate import (
     PlacedScans,
     num_scans,
@@ -66,14 +67,15 @@ class Desk:
             yield item
 
 
-def run_job(run: Run, display: Display) -> tuple[ArmResult, ...]:
+def run_job(run: Run, display: Display, asked_before: Callable[[], bool] = lambda: False) -> tuple[ArmResult, ...]:
     """Train, test, export and report one job; resume whatever of it the run's folder already holds.
 
-    Raises GliofedError where it cannot go on, Stopped where a signal asked to stop; both leave the folder resumable.
+    asked_before: whether a signal asked to stop before Ray was up. Raises GliofedError where it cannot go on,
+    Stopped where a signal asked to stop; both leave the folder resumable.
     """
     spec, clock = run.spec, PhaseClock()
-    with MemorySampler() as memory, ray_cluster(spec.ray) as resources, stop_requests() as should_stop:
-        desk = Desk(run=run, display=display, clock=clock, should_stop=should_stop)
+    with MemorySampler() as memory, ray_cluster(spec.ray) as resources, stop_requests() as asked_since:
+        desk = Desk(run=run, display=display, clock=clock, should_stop=lambda: asked_before() or asked_since())
         federation = gather_data(desk)
         start = prepare_start(desk, federation)
         plan = plan_workers(spec.ray, resources, most_sites_a_round(run, federation))
@@ -105,7 +107,7 @@ def gather_data(desk: Desk) -> Federation:
         inventory = cache_folder(spec) / "inventory.jsonl"
         admitting = desk.mind(admit_sets(sets, spec.data.admission, inventory))
         outcomes = list(desk.display.track(admitting, sets.num_files, "admitting scans"))
-        outcomes += admit_at_nodes(root, spec.data.nodes, spec.data.admission)
+        outcomes += admit_at_nodes(root, spec.data.nodes, spec.data.admission, should_stop=desk.should_stop)
         federation = build_federation(sort_outcomes(outcomes), spec.data, spec.shared, seed=spec.seed)
     desk.display.say(describe_data(federation))
     for refused in federation.quarantined:
@@ -120,7 +122,7 @@ def phantom_root(desk: Desk) -> Path:
     desk.display.step(f"{total} phantoms (made once, then kept in {cache})")
     writing = desk.mind(write_phantom_folder(settings, cache, num_processes=num_cores()))
     desk.display.show((progress.num_done for progress in writing), total, "making phantoms")
-    return phantom_folder(settings, cache).root
+    return phantom_folder(settings, cache).images
 
 
 def describe_data(federation: Federation) -> str:
@@ -147,9 +149,9 @@ def prepare_start(desk: Desk, federation: Federation) -> Start:
                 f"warming up on {len(federation.shared_scans)} shared scans: {spec.fl.warmup.epochs} epochs, "
                 f"layers: {spec.fl.warmup.layers}"
             )
-            everything = WorkerPlan(num_workers=1, num_threads=num_cores(), num_gpus=float(has_gpu()))
-            setup = trainer_setup(spec, initial, store_root=store_folder(desk), num_threads=everything.num_threads)
-            with WorkerPool(setup, everything, should_stop=desk.should_stop) as pool:
+            alone = plan_alone()
+            setup = trainer_setup(spec, initial, store_root=store_folder(desk), num_threads=alone.num_threads)
+            with WorkerPool(setup, alone, should_stop=desk.should_stop) as pool:
                 warmed, summary = warm_up(pool, federation.shared_scans, spec.fl.warmup)
             facts = {"epochs": spec.fl.warmup.epochs, "seconds": summary.seconds, "loss": summary.mean_loss}
             desk.display.say(f"   warm-up: loss {summary.mean_loss:.4f} in {summary.seconds:.0f} s")
@@ -159,10 +161,11 @@ def prepare_start(desk: Desk, federation: Federation) -> Start:
 
 
 def open_pool(desk: Desk, start: Start, plan: WorkerPlan, federation: Federation) -> WorkerPool:
-    """Start the workers: `plan.num_workers` for unpinned work, and as many for each node that sites are pinned to."""
+    """Start the workers: `plan.num_workers` anywhere, and one a pinned site on its node, as many there at most."""
     setup = trainer_setup(desk.run.spec, start.state, store_root=store_folder(desk), num_threads=plan.num_threads)
-    places = sorted({site.node_resource for site in federation.sites} | {None}, key=str)
-    return WorkerPool(setup, plan, node_resources=places, should_stop=desk.should_stop)
+    pinned = Counter(site.node_resource for site in federation.sites if site.node_resource)
+    places = [place for place, sites in sorted(pinned.items()) for _ in range(min(sites, plan.num_workers))]
+    return WorkerPool(setup, plan, places=places, should_stop=desk.should_stop)
 
 
 def prepare_features(desk: Desk, pool: WorkerPool, federation: Federation) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-SAMPLE_SECONDS = 1.0
+SAMPLE_SECONDS = 2.0
 
 _SOFTWARE = ("gliofed", "torch", "torchvision", "ray", "numpy", "opencv-python", "onnx", "onnxruntime-gpu")
 

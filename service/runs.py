@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fl.errors import CheckpointError, GliofedError
+from fl.errors import CheckpointError, GliofedError, Stopped
 from fl.server.checkpoint import write_file
 from service.spec import JobSpec, load_spec
 
@@ -56,6 +57,14 @@ def default_run_folder(spec: JobSpec) -> Path:
     return Path("runs") / f"{spec.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
+def link_latest(folder: Path) -> None:
+    """Let `latest` beside the run's folder lead to it, for people; nothing reads it."""
+    link = folder.with_name("latest")
+    if link.is_symlink() or not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.name)
+
+
 @contextmanager
 def open_run(folder: Path, spec: JobSpec, *, resume: bool) -> Iterator[Run]:
     """Open a new run folder, or with `resume` one that may have been begun; held until the context ends.
@@ -83,8 +92,20 @@ def open_run(folder: Path, spec: JobSpec, *, resume: bool) -> Iterator[Run]:
         else:
             write_file(spec_file, spec.to_yaml().encode())
         run = Run(folder=folder, spec=spec, created=_now())
+        _remove_leftovers(folder)
         run.record("resumed" if begun else "started", pid=os.getpid())
-        yield run
+        try:
+            yield run
+        except GliofedError as error:
+            run.record("stopped" if isinstance(error, Stopped) else "failed", reason=str(error))
+            raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a crash left of files and folders that were being written under temporary names."""
+    for path in folder.glob(".*.*"):
+        if path.suffix[1:].isdigit() or path.suffix == ".partial":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _require_same_job(spec_file: Path, spec: JobSpec) -> None:

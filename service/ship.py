@@ -39,7 +39,8 @@ def export_bundle(
     scatter(parameters, model.trained_parameters())
     model.eval()
     spec = preprocess_spec(run.spec)
-    checked = (federation.all_validation_scans or federation.test_scans)[:NUM_CHECKED_IMAGES]
+    # the coordinator's own scans: a hospital's may lie on another machine
+    checked = (federation.validation_scans or federation.test_scans)[:NUM_CHECKED_IMAGES]
     images_NCHW, _ = preprocess([read_gray(scan.path, scan.pixels_sha256) for scan in checked], spec)
     onnx_bytes, agreement = export_onnx(
         model.features(), model.head, preprocess=spec, labels=CLASSES, images_NCHW=images_NCHW

@@ -23,7 +23,7 @@ from fl.training.augment import AugmentSettings
 from fl.training.local import LocalSettings
 from fl.training.warmup import WarmupSettings
 from service.scenarios import SCENARIOS, ScenarioName
-from service.yaml_source import KeyPath, Source, SpecError, read_overrides, read_yaml
+from service.yaml_source import KeyPath, Source, SpecError, key_paths, read_overrides, read_yaml
 
 
 class PreprocessSettings(BaseModel):
@@ -85,6 +85,12 @@ class JobSpec(BaseModel):
                 "model.weights.source is `random` and a part of the network is frozen, so it would stay random; "
                 "set fl.warmup.layers: all, or model.network.frozen_through: null"
             )
+        holdout = self.shared.holdout_fraction if self.shared and self.shared.source == "holdout" else 0.0
+        if self.data.validation_fraction + holdout > 0.9:
+            raise ValueError(
+                f"data.validation_fraction + shared.holdout_fraction is {self.data.validation_fraction + holdout:g}; "
+                "expected at most 0.9, the sites train on the rest"
+            )
         if self.baseline and self.scenario == "noniid":
             raise ValueError("scenario noniid is the baseline itself; set baseline: false")
         return self
@@ -94,8 +100,12 @@ class JobSpec(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
     def learning_digest(self) -> str:
-        """Return a digest of what decides the weights: all but the name, the cluster and the cache."""
-        content = self.model_dump(mode="json", exclude={"name": True, "ray": True, "data": {"cache_dir", "root"}})
+        """Return a digest of what decides the weights: all but the name, the cluster, the cache and what a round bears.
+
+        A job that lost its quorum may thus go on with fewer `min_clients` or more patience for its sites.
+        """
+        exempt = {"data": {"cache_dir", "root"}, "fl": {"min_clients", "site_timeout_seconds"}}
+        content = self.model_dump(mode="json", exclude={"name": True, "ray": True, **exempt})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -132,13 +142,15 @@ def _merged(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[
     base = Source(values={}, places={})
     if isinstance(scenario, str) and scenario in SCENARIOS:
         preset = SCENARIOS[scenario]
-        base = Source(values=preset, places=dict.fromkeys(_key_paths(preset), f"scenario {scenario}"))
+        base = Source(values=preset, places=dict.fromkeys(key_paths(preset), f"scenario {scenario}"))
     values: dict[str, Any] = {}
     places: dict[KeyPath, str] = {}
     for source in (base, file, settings):
         values = _overlay(values, source.values)
         places.update(source.places)
-    return values, places
+    # where one alternative replaced another, the settings of the one that is gone have no say
+    kept = set(key_paths(values))
+    return values, {path: place for path, place in places.items() if path in kept}
 
 
 def _overlay(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,13 +167,6 @@ def _overlay(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, An
 
 def _are_alternatives(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> bool:
     return any(tag in lower and tag in upper and lower[tag] != upper[tag] for tag in ("kind", "source"))
-
-
-def _key_paths(values: Mapping[str, Any], above: KeyPath = ()) -> Iterator[KeyPath]:
-    for key, value in values.items():
-        yield (*above, key)
-        if isinstance(value, Mapping):
-            yield from _key_paths(value, (*above, key))
 
 
 def _validate(values: dict[str, Any], places: Mapping[KeyPath, str], path: Path) -> JobSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,19 @@ def read_yaml(path: Path) -> Source:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError([f"{path}: cannot be read ({error})"]) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise SpecError([f"{where}: not valid YAML: {error.problem}"]) from error
+    except (yaml.YAMLError, ValueError) as error:  # control characters; a date such as 2024-13-45
+        raise SpecError([f"{path}: not valid YAML: {error}"]) from error
     if not isinstance(node, yaml.MappingNode):
         raise SpecError([f"{path}:1:1: expected a mapping of settings, see `gliofed config schema`"])
     places: dict[KeyPath, str] = {}
     _collect_places(node, (), str(path), places)
-    values = yaml.safe_load(text)
     return Source(values=values, places=places)
 
 
@@ -58,7 +60,7 @@ def read_overrides(overrides: Sequence[str]) -> Source:
             raise SpecError([f"--set {override}: expected a.b=value, for example fl.rounds=10"])
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise SpecError([f"--set {override}: the value is not valid YAML; quote it"]) from error
         target = values
         for key in keys[:-1]:
@@ -66,8 +68,18 @@ def read_overrides(overrides: Sequence[str]) -> Source:
             if not isinstance(target, dict):
                 raise SpecError([f"--set {override}: {key} was set to a plain value by an earlier --set"])
         target[keys[-1]] = value
-        places.update({keys[: depth + 1]: f"--set {override}" for depth in range(len(keys))})
+        said = [keys[: depth + 1] for depth in range(len(keys))]
+        said += key_paths(value, keys) if isinstance(value, Mapping) else ()
+        places.update(dict.fromkeys(said, f"--set {override}"))
     return Source(values=values, places=places)
+
+
+def key_paths(values: Mapping[str, Any], above: KeyPath = ()) -> Iterator[KeyPath]:
+    """Yield the path of every key of nested mappings."""
+    for key, value in values.items():
+        yield (*above, key)
+        if isinstance(value, Mapping):
+            yield from key_paths(value, (*above, key))
 
 
 def _collect_places(node: yaml.MappingNode, path: KeyPath, file: str, places: dict[KeyPath, str]) -> None:

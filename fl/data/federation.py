@@ -169,6 +169,11 @@ def build_federation(
         *validation,
         *shared_scans,
     ]
+    if not validation and not any(site.validation_scans for site in sites):
+        raise DataError(
+            f"{data.root}: no scan could be set apart for validation (every class is one group of near-copies); "
+            "bring more different scans"
+        )
     return Federation(
         data_kind="phantom" if data.source == "phantom" else "mri",
         sites=sites,

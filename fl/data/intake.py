@@ -71,10 +71,11 @@ def sort_outcomes(outcomes: Sequence[tuple[str, Outcome]]) -> AdmittedScans:
     scans: dict[str, list[Scan]] = {}
     quarantined: list[Quarantined] = []
     for name, outcome in outcomes:
+        admitted = scans.setdefault(name, [])  # a site all of whose files were refused must not vanish
         if isinstance(outcome, Quarantined):
             quarantined.append(outcome)
         else:
-            scans.setdefault(name, []).append(outcome)
+            admitted.append(outcome)
     sites = {
         name.removeprefix(SITE_PREFIX): tuple(found) for name, found in scans.items() if name.startswith(SITE_PREFIX)
     }

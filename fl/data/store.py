@@ -16,7 +16,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -62,8 +61,8 @@ class ArrayStore:
         self._folder = root / address[:24]
         self._folder.mkdir(parents=True, exist_ok=True)
         self._segments: dict[Path, _Segment] = {}
-        self._places: dict[bytes, _Place] = {}
-        self._own: tuple[BinaryIO, BinaryIO] | None = None
+        self._places: dict[bytes, list[_Place]] = {}
+        self._own: Path | None = None
         self._refresh()
 
     @property
@@ -79,7 +78,7 @@ class ArrayStore:
         seen: set[bytes] = set()
         absent = []
         for position, digest in enumerate(digests):
-            if digest not in seen and not self._is_valid(digest):
+            if digest not in seen and self._valid_place(digest) is None:
                 absent.append(position)
             seen.add(digest)
         return absent
@@ -91,7 +90,9 @@ class ArrayStore:
             self.put([keys[position] for position in absent], compute(absent))
         out = np.empty((len(keys), *self._row_shape), self._dtype)
         for position, key in enumerate(keys):
-            place = self._places[_digest(key)]
+            place = self._valid_place(_digest(key))
+            if place is None:
+                raise DataError(f"{self._folder}: a row just written reads back damaged; check this disk")
             out[position] = self._map(place.segment)[place.row]
         return out
 
@@ -101,24 +102,19 @@ class ArrayStore:
             raise ValueError(
                 f"rows are {rows.dtype}{list(rows.shape)}, the store holds {self._dtype}{[len(keys), *self._row_shape]}"
             )
-        rows_file, index_file = self._open_own()
         payloads = [np.ascontiguousarray(row).tobytes() for row in rows]
+        records = [_record(_digest(key), data) for key, data in zip(keys, payloads, strict=True)]
+        if self._own is None:
+            self._own = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
         try:
-            rows_file.write(b"".join(payloads))
-            rows_file.flush()
-            index_file.write(b"".join(_record(_digest(key), data) for key, data in zip(keys, payloads, strict=True)))
-            index_file.flush()
+            _append(self._own.with_suffix(".rows"), payloads)
+            _append(self._own.with_suffix(".index"), records)
         except OSError as error:
+            self._own = None  # rows appended after half a row would not lie where their records say
             raise DataError(
                 f"{self._folder}: cannot store {len(keys)} rows ({error}); free disk or set data.cache_dir"
             ) from error
         self._refresh()
-
-    def _open_own(self) -> tuple[BinaryIO, BinaryIO]:
-        if self._own is None:
-            stem = self._folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
-            self._own = (stem.with_suffix(".rows").open("ab"), stem.with_suffix(".index").open("ab"))
-        return self._own
 
     def _refresh(self) -> None:
         """Learn the rows that any process has written since the last look."""
@@ -140,24 +136,32 @@ class ArrayStore:
             if zlib.crc32(record[: _RECORD.size]) != int.from_bytes(record[_RECORD.size :], "little"):
                 continue
             digest, checksum = _RECORD.unpack_from(record)
-            self._places[digest] = _Place(segment=segment, row=row, checksum=checksum, verified=False)
+            place = _Place(segment=segment, row=row, checksum=checksum, verified=False)
+            self._places.setdefault(digest, []).append(place)
 
-    def _is_valid(self, digest: bytes) -> bool:
-        place = self._places.get(digest)
-        if place is None:
-            return False
-        if not place.verified:
-            row = self._map(place.segment)[place.row]
-            place.verified = zlib.crc32(np.ascontiguousarray(row).tobytes()) == place.checksum
+    def _valid_place(self, digest: bytes) -> _Place | None:
+        """Return where a sound row of the key lies; damaged ones are forgotten on the way."""
+        places = self._places.get(digest, [])
+        while places:
+            place = places[-1]
             if not place.verified:
-                del self._places[digest]
-        return place.verified
+                row = self._map(place.segment)[place.row]
+                place.verified = zlib.crc32(np.ascontiguousarray(row).tobytes()) == place.checksum
+            if place.verified:
+                return place
+            places.pop()
+        return None
 
     def _map(self, segment: _Segment) -> NDArray[np.generic]:
         if segment.mapped is None or len(segment.mapped) < segment.num_records:
             num_rows = segment.rows.stat().st_size // self.row_bytes
             segment.mapped = np.memmap(segment.rows, self._dtype, "r", shape=(num_rows, *self._row_shape))
         return segment.mapped
+
+
+def _append(path: Path, pieces: Sequence[bytes]) -> None:
+    with path.open("ab") as file:
+        file.write(b"".join(pieces))
 
 
 def _digest(key: str) -> bytes:

@@ -122,7 +122,7 @@ def _initialise_conv(layer: nn.Conv2d, generator: torch.Generator) -> None:
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
     if layer.in_channels == layer.out_channels:
         with torch.no_grad():
-            layer.weight.mul_(0.3)
+            layer.weight.mul_(0.5)
             centre = torch.arange(layer.out_channels)
             layer.weight[centre, centre, 1, 1] += 1.0
 

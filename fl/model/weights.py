@@ -5,8 +5,10 @@ A source fills the convolutions; the head is always drawn fresh from the job's s
 
 from __future__ import annotations
 
+import pickle
 import re
 import socket
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, Self
 
@@ -29,6 +31,9 @@ IMAGENET_TORCHVISION = Normalization(
 IMAGENET_CAFFE = Normalization(channel_order="bgr", scale=1.0, mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
 """Input convention of the original VGG weights (Caffe, Keras): BGR levels minus the ImageNet mean."""
 
+HEAD_SLICES = Normalization(channel_order="bgr", scale=1 / 255, mean=(0.25, 0.25, 0.25), std=(0.25, 0.25, 0.25))
+"""For a network that starts from nothing: about zero mean and unit spread over cropped head slices."""
+
 NORMALIZATIONS: dict[str, Normalization] = {
     "torchvision": IMAGENET_TORCHVISION,
     "caffe": IMAGENET_CAFFE,
@@ -36,6 +41,9 @@ NORMALIZATIONS: dict[str, Normalization] = {
 }
 
 HUB_TIMEOUT_SECONDS = 30.0
+
+_HUB_FAULTS = (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError, TypeError)
+"""No way to the hub, a broken answer, or a file in its cache that is no checkpoint of this network."""
 
 
 class WeightSettings(BaseModel):
@@ -71,7 +79,7 @@ class WeightSettings(BaseModel):
         if self.source == "file":
             assert self.normalization is not None
             return NORMALIZATIONS[self.normalization]
-        return IMAGENET_TORCHVISION if self.source == "torchvision" else UNIT
+        return IMAGENET_TORCHVISION if self.source == "torchvision" else HEAD_SLICES
 
 
 def load_weights(model: SplitVgg19, settings: WeightSettings, *, seed: int) -> None:
@@ -143,11 +151,12 @@ def _from_hub() -> dict[str, Tensor]:
     socket.setdefaulttimeout(HUB_TIMEOUT_SECONDS)  # urllib would wait for ever on a firewalled host
     try:
         network = vgg19(weights=VGG19_Weights.IMAGENET1K_V1)
-    except (OSError, RuntimeError) as error:
+    except _HUB_FAULTS as error:
         raise WeightsError(
-            f"torchvision's VGG19 weights could not be had ({error}). Either copy vgg19-dcbb9e9d.pth from a machine "
-            f"with access into {Path(torch.hub.get_dir()) / 'checkpoints'}, or set model.weights to "
-            "{source: file, path: ..., normalization: ...}, or to {source: random} with fl.warmup.layers: all"
+            f"torchvision's VGG19 weights could not be had ({error or type(error).__name__}). Either copy a whole "
+            f"vgg19-dcbb9e9d.pth from a machine with access into {Path(torch.hub.get_dir()) / 'checkpoints'}, or set "
+            "model.weights to {source: file, path: ..., normalization: ...}, or to {source: random} with "
+            "fl.warmup.layers: all"
         ) from error
     finally:
         socket.setdefaulttimeout(previous)

@@ -6,7 +6,9 @@ these choices from the environment when it is first imported, so `prepare_enviro
 
 from __future__ import annotations
 
+import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +17,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from fl.errors import GliofedError
+from fl.errors import GliofedError, Stopped
 
 OBJECT_STORE_BYTES = 768 * 2**20
 """Of a local Ray: one broadcast and the replies in flight of an 11.8 M parameter tail (47 MB each) many times over."""
 
-CONNECT_TIMEOUT_SECONDS = 60
+CONNECT_TIMEOUT_SECONDS = 10.0
+"""For an address to accept a connection; Ray itself would try for minutes."""
 
 
 class RaySettings(BaseModel):
@@ -52,25 +55,44 @@ class WorkerPlan:
 def plan_workers(settings: RaySettings, resources: dict[str, float], sites_per_round: int) -> WorkerPlan:
     """Size the pool from what the cluster has: GPUs first, else cores."""
     num_gpus, num_cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
-    num_workers = settings.workers or min(num_gpus or num_cpus, sites_per_round)
+    num_workers = settings.workers or min(num_gpus or max(1, num_cpus // (settings.threads or 1)), sites_per_round)
     num_threads = settings.threads or max(1, num_cpus // num_workers)
     return WorkerPlan(
         num_workers=num_workers,
         num_threads=num_threads,
-        num_gpus=min(1.0, num_gpus / num_workers) if num_gpus else 0.0,
+        # one share of one card: Ray never adds up what is left on two
+        num_gpus=1.0 / math.ceil(num_workers / num_gpus) if num_gpus else 0.0,
     )
+
+
+def plan_alone() -> WorkerPlan:
+    """Return a pool of one worker with all cores of the largest node, and a GPU where the cluster has any."""
+    import ray
+
+    num_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0  # type: ignore[no-untyped-call]
+    return WorkerPlan(num_workers=1, num_threads=max(1, int(largest_node_cpus())), num_gpus=num_gpus)
+
+
+def largest_node_cpus() -> float:
+    """Return the most CPUs that one node of the joined or started Ray offers."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return max((float(node["Resources"].get("CPU", 0.0)) for node in nodes if node["Alive"]), default=1.0)
 
 
 @contextmanager
 def ray_cluster(settings: RaySettings) -> Iterator[dict[str, float]]:
     """Join or start Ray; yield its total resources; leave it when done. Call `prepare_environment` first.
 
-    Raises GliofedError where the cluster does not answer within `CONNECT_TIMEOUT_SECONDS`.
+    Raises GliofedError where nothing answers at the address within `CONNECT_TIMEOUT_SECONDS` or Ray cannot start,
+    Stopped where a signal came meanwhile (Ray's own handler then ends the process with SystemExit).
     """
     import ray
 
     address = _address(settings)
-
+    if address is not None:
+        _require_listener(address)
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
     if address is None:
         options |= {
@@ -88,6 +110,8 @@ def ray_cluster(settings: RaySettings) -> Iterator[dict[str, float]]:
         raise GliofedError(
             f"{where} could not be reached or started: {error}; check ray.address and RAY_ADDRESS"
         ) from error
+    except SystemExit as signalled:
+        raise Stopped("stopped by a signal while Ray was starting; continue with --resume") from signalled
     try:
         yield dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
     finally:
@@ -115,4 +139,18 @@ def prepare_environment(settings: RaySettings) -> None:
 
 
 def _address(settings: RaySettings) -> str | None:
-    return settings.address or os.environ.get("RAY_ADDRESS")
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
+def _require_listener(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto`: Ray knows where its head is, or says that there is none
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        raise GliofedError(
+            f"no Ray cluster answers at {address} ({error}); check ray.address and RAY_ADDRESS, start a head with "
+            "`ray start --head`, or unset both for a local Ray"
+        ) from error

@@ -1,13 +1,14 @@
 """A pool of persistent Ray actors, each a `SiteTrainer`, that takes calls and loses none.
 
-One call at a time is given to a worker, so a call's time limit starts when its work does. Ray retries nothing
-(`max_task_retries=0`): a call whose worker died is given once more to a fresh worker, here, where it is known that
-its first reply never came, so that nothing can be counted twice. A worker that overruns a limit is killed and
-replaced, because an actor that hangs cannot be asked to stop.
+One call at a time is given to a worker, and only once it is up, so a call's time limit starts when its work does.
+Ray retries nothing (`max_task_retries=0`): a call whose worker died is given once more to a fresh worker, here, where
+it is known that its first reply never came, so that nothing can be counted twice. A worker that overruns a limit is
+killed and replaced, because an actor that hangs cannot be asked to stop.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +16,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from fl.errors import Stopped
-from fl.runtime.cluster import WorkerPlan
+from fl.errors import GliofedError, Stopped
+from fl.runtime.cluster import WorkerPlan, largest_node_cpus
 from fl.training.trainer import SiteTrainer, TrainerSetup
 
 MAX_ATTEMPTS = 2
 POLL_SECONDS = 0.2
 START_TIMEOUT_SECONDS = 300.0
+"""For a worker to come up: room on a node that others may hold, and the import of torch on a slow disk."""
+
+DESCRIBE_TIMEOUT_SECONDS = 60.0
+
+PINNED_SHARE = 0.1
+"""Of every GPU, kept for workers that are pinned to its node; an amount for Ray's books, no limit on use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +64,14 @@ class Failed:
 
 @dataclass(slots=True)
 class _Worker:
+    """One actor. greeting: reference to the answer of its first call; it is up when that has come."""
+
     handle: Any
     node_resource: str | None
+    greeting: Any
+    give_up_at: float
+    is_up: bool = False
+    fault: str | None = None
 
 
 @dataclass(slots=True)
@@ -72,7 +85,7 @@ class _Running:
 class WorkerPool:
     """Workers that run `Call`s. Use as a context manager; leaving it kills the workers.
 
-    node_resources: the distinct places that sites are pinned to, None for unpinned ones; each gets its own workers.
+    places: the Ray resource of the node that each further worker is pinned to; `plan.num_workers` are pinned nowhere.
     should_stop: asked several times a second while waiting; True raises Stopped.
     """
 
@@ -81,7 +94,7 @@ class WorkerPool:
         setup: TrainerSetup,
         plan: WorkerPlan,
         *,
-        node_resources: Sequence[str | None] = (None,),
+        places: Sequence[str] = (),
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._plan = plan
@@ -89,7 +102,8 @@ class WorkerPool:
         self._should_stop = should_stop
         self._actor = ray.remote(max_restarts=0, max_task_retries=0)(SiteTrainer)
         self.num_replaced = 0
-        self._workers = [self._start(place) for place in node_resources for _ in range(plan.num_workers)]
+        self._num_cpus = _cpus_a_worker(plan)
+        self._workers = [self._start(place) for place in (*places, *([None] * plan.num_workers))]
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -108,8 +122,12 @@ class WorkerPool:
         return ray.put(value)
 
     def describe(self) -> dict[str, str]:
-        """Return how the first worker computes, having waited until it is up."""
-        description: dict[str, str] = ray.get(self._workers[0].handle.describe.remote(), timeout=START_TIMEOUT_SECONDS)
+        """Return how the first worker that is up computes. Raises GliofedError where none comes up."""
+        call = Call(key="describe", method="describe", arguments=())
+        (outcome,) = self.run([call], timeout_seconds=DESCRIBE_TIMEOUT_SECONDS)
+        if isinstance(outcome, Failed):
+            raise GliofedError(f"no worker could be started: {outcome.reason}")
+        description: dict[str, str] = outcome.value
         return description
 
     def run(self, calls: Sequence[Call], *, timeout_seconds: float) -> Iterator[Done | Failed]:
@@ -119,13 +137,20 @@ class WorkerPool:
         """
         waiting = deque((call, 1) for call in calls)
         running: dict[Any, _Running] = {}
+        for worker in [worker for worker in self._workers if worker.fault is not None]:
+            self._replace(worker)  # its node may be back
         try:
             while waiting or running:
+                self._welcome()
+                yield from self._drop_unservable(waiting)
                 self._dispatch(waiting, running, timeout_seconds)
-                ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_SECONDS)
+                greetings = [worker.greeting for worker in self._workers if not worker.is_up and worker.fault is None]
+                ready: list[Any] = []
+                if running or greetings:
+                    ready, _ = ray.wait([*running, *greetings], num_returns=1, timeout=POLL_SECONDS)
                 if self._should_stop():
-                    raise Stopped("stopped by a signal; the last checkpoint is on disk, continue with --resume")
-                for reference in ready:
+                    raise Stopped("stopped by a signal; all that was finished is on disk, continue with --resume")
+                for reference in running.keys() & set(ready):
                     outcome = self._collect(reference, running.pop(reference), waiting)
                     if outcome is not None:
                         yield outcome
@@ -135,22 +160,51 @@ class WorkerPool:
                 self._replace(task.worker)
 
     def _start(self, place: str | None) -> _Worker:
-        handle = self._actor.options(
-            num_cpus=0 if self._plan.num_gpus else self._plan.num_threads,
-            num_gpus=self._plan.num_gpus,
+        handle: Any = self._actor.options(
+            num_cpus=0 if place else self._num_cpus,
+            num_gpus=self._plan.num_gpus * (PINNED_SHARE / self._plan.num_workers if place else 1 - PINNED_SHARE),
             resources={place: 0.001} if place else None,
         ).remote(self._setup)
-        return _Worker(handle=handle, node_resource=place)
+        give_up_at = time.monotonic() + START_TIMEOUT_SECONDS
+        return _Worker(handle=handle, node_resource=place, greeting=handle.describe.remote(), give_up_at=give_up_at)
 
     def _replace(self, worker: _Worker) -> None:
         ray.kill(worker.handle)
-        worker.handle = self._start(worker.node_resource).handle
+        fresh = self._start(worker.node_resource)
+        worker.handle, worker.greeting, worker.give_up_at = fresh.handle, fresh.greeting, fresh.give_up_at
+        worker.is_up, worker.fault = False, None
         self.num_replaced += 1
+
+    def _welcome(self) -> None:
+        """Note which of the starting workers are up, and which will never be."""
+        for worker in self._workers:
+            if worker.is_up or worker.fault is not None:
+                continue
+            if ray.wait([worker.greeting], timeout=0)[0]:
+                try:
+                    ray.get(worker.greeting)
+                    worker.is_up = True
+                except RayError as error:
+                    worker.fault = brief(error)
+            elif time.monotonic() > worker.give_up_at:
+                worker.fault = (
+                    f"it did not start within {START_TIMEOUT_SECONDS:g} s; see `ray status` for what the cluster lacks"
+                )
+                ray.kill(worker.handle)
+
+    def _drop_unservable(self, waiting: deque[tuple[Call, int]]) -> Iterator[Failed]:
+        faults = {worker.node_resource: worker.fault for worker in self._workers if worker.fault is not None}
+        healthy = {worker.node_resource for worker in self._workers if worker.fault is None}
+        for item in [item for item in waiting if item[0].node_resource not in healthy]:
+            waiting.remove(item)
+            place = item[0].node_resource
+            where = f"on the node with resource {place!r}" if place else "in the pool"
+            yield Failed(call=item[0], reason=f"no worker {where}: {faults.get(place, 'none was asked for')}")
 
     def _dispatch(self, waiting: deque[tuple[Call, int]], running: dict[Any, _Running], timeout_seconds: float) -> None:
         busy = {id(task.worker) for task in running.values()}
         for worker in self._workers:
-            if id(worker) in busy:
+            if id(worker) in busy or not worker.is_up:
                 continue
             chosen = next((item for item in waiting if item[0].node_resource == worker.node_resource), None)
             if chosen is None:
@@ -167,12 +221,12 @@ class WorkerPool:
         except RayTaskError as error:
             cause = error.cause if error.cause is not None else error
             return Failed(call=task.call, reason=f"{type(cause).__name__}: {cause}")
-        except RayActorError as error:
+        except RayError as error:  # the worker died, or the node that held its reply
             self._replace(task.worker)
             if task.attempt < MAX_ATTEMPTS:
                 waiting.appendleft((task.call, task.attempt + 1))
                 return None
-            return Failed(call=task.call, reason=f"its worker died {MAX_ATTEMPTS} times: {_first_line(error)}")
+            return Failed(call=task.call, reason=f"its worker died {MAX_ATTEMPTS} times: {brief(error)}")
 
     def _drop_late(self, running: dict[Any, _Running], timeout_seconds: float) -> Iterator[Failed]:
         now = time.monotonic()
@@ -182,5 +236,18 @@ class WorkerPool:
             yield Failed(call=task.call, reason=f"late: no reply within {timeout_seconds:g} s; its worker was replaced")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def brief(error: Exception) -> str:
+    """Return what a Ray error says without its tracebacks: the cause where it carries one, else first and last line."""
+    cause = getattr(error, "cause", None)
+    if cause is not None:
+        return f"{type(cause).__name__}: {cause}"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip() if len(lines) == 1 else f"{lines[0].strip()} … {lines[-1].strip()}"
+
+
+def _cpus_a_worker(plan: WorkerPlan) -> float:
+    """Return the CPUs that an unpinned worker asks for: its threads, but never more than can be had for all."""
+    if plan.num_gpus:
+        return 0.0
+    total = float(ray.cluster_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    return min(plan.num_threads, largest_node_cpus(), math.floor(total / plan.num_workers * 1e4) / 1e4)

@@ -21,7 +21,7 @@ FRACTION_BITS = 36
 """Resolution 2^-36 (1.5e-11): below half a float32 step of any parameter larger than 3e-4."""
 
 MAX_MAGNITUDE = 4096.0
-"""Parameters larger than this are refused; 2^(63-36) / 4096 = 32,768 sites can then be summed without overflow."""
+"""Parameters larger than this are refused; fewer than 2^(63-36) / 4096 = 32,768 sites are summed without overflow."""
 
 _CHUNK = 1 << 20
 
@@ -39,11 +39,12 @@ class ExactMean:
         """Add one site's parameters. The array is not kept."""
         if not 0 < weight <= 1:
             raise ValueError(f"weight is {weight}, expected 0 < weight <= 1")
+        quanta = round(weight * 2**FRACTION_BITS)  # of both sums, so that equal parameters have themselves as mean
         for start in range(0, len(parameters), _CHUNK):
             scaled = parameters[start : start + _CHUNK].astype(np.float64)
-            scaled *= weight * 2.0**FRACTION_BITS
+            scaled *= float(quanta)
             self._sum[start : start + _CHUNK] += np.rint(scaled, out=scaled).astype(np.int64)
-        self._weight += round(weight * 2**FRACTION_BITS)
+        self._weight += quanta
 
     def result(self) -> FlatParameters:
         """Return the mean in float32. Raises ValueError where nothing was added."""

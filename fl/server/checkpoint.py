@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
 
-`<root>/round-0007/` holds `global.safetensors`, `best.safetensors` and `state.json`, which names the SHA-256 of both.
+`<root>/round-0007/` holds `global.safetensors`, `best.safetensors`, `state.json`, which names the SHA-256 of both, and
+`state.sha256`, which has its own.
 It is written under a temporary name, every file fsynced, then renamed; a crash leaves the one before untouched.
 """
 
@@ -47,7 +48,8 @@ def save_checkpoint(root: Path, state: FederationState, *, job_digest: str) -> P
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in blobs.items()},
     }
     folder = root / f"round-{state.round:04d}"
-    write_folder(folder, {**blobs, "state.json": _json(meta)})
+    text = _json(meta)
+    write_folder(folder, {**blobs, "state.json": text, "state.sha256": hashlib.sha256(text).hexdigest().encode()})
     for old in sorted(root.glob("round-*"))[:-KEPT]:
         shutil.rmtree(old)
     return folder
@@ -85,11 +87,10 @@ def load_start(folder: Path) -> tuple[ModelState, dict[str, Any]] | None:
     try:
         meta = json.loads((folder / "start.json").read_text())
         blob = (folder / "model.safetensors").read_bytes()
-    except (OSError, ValueError):
+        whole = hashlib.sha256(blob).hexdigest() == meta["sha256"]
+        return (load_tensors(blob), meta["facts"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if hashlib.sha256(blob).hexdigest() != meta["sha256"]:
-        return None
-    return load_tensors(blob), meta["facts"]
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
@@ -122,7 +123,10 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 
 def _read(folder: Path, job_digest: str) -> FederationState:
-    meta = json.loads((folder / "state.json").read_text())
+    text = (folder / "state.json").read_bytes()
+    if hashlib.sha256(text).hexdigest() != (folder / "state.sha256").read_text():
+        raise ValueError("state.json does not match its SHA-256")
+    meta = json.loads(text)
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']}, this version reads {FORMAT}")
     if meta["job_digest"] != job_digest:

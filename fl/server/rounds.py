@@ -27,7 +27,7 @@ class RoundSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rounds: int = Field(50, ge=1, description="Most rounds to run.")
+    rounds: int = Field(50, ge=1, le=9999, description="Most rounds to run.")
     participation: float = Field(0.5, gt=0, le=1, description="Fraction of sites that train in a round.")
     sampling: Sampling = Field("uniform", description="uniform over sites, or stratified: that fraction of each group.")
     aggregation: Aggregation = Field(
@@ -198,7 +198,9 @@ def _site_round(reply: Reply) -> SiteRound:
 
 def _advance(state: FederationState, parameters: FlatParameters, score: Score, record: RoundRecord) -> FederationState:
     history = (*state.history, record)
-    if (score.accuracy, -score.loss) <= (state.best_score.accuracy, -state.best_score.loss):
+    # asked this way round, a tie with a loss of NaN is no improvement
+    is_better = (score.accuracy, -score.loss) > (state.best_score.accuracy, -state.best_score.loss)
+    if not is_better:
         return replace(state, parameters=parameters, history=history)
     return replace(
         state,

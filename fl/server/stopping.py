@@ -14,7 +14,7 @@ class EarlyStopSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     window: int = Field(5, ge=1, description="Rounds in the moving average.")
-    min_delta: float = Field(0.001, ge=0, description="A rise smaller than this does not count.")
+    min_delta: float = Field(0.001, ge=0, description="Only a rise of more than this counts.")
     patience: int = Field(5, ge=1, description="Rounds without a rise after which to stop.")
 
 

@@ -66,7 +66,7 @@ class SiteTrainer:
         self._setup = setup
         self._execution = resolve_execution(setup.speed)
         self._model = SplitVgg19(setup.network)
-        self._model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in setup.state.items()})
+        self._load_start()
         place(self._model, self._execution)
         self._training_features = self._features(cached=setup.augment.views > 0 or setup.augment.is_identity)
         self._evaluation_features = self._features(cached=True)
@@ -124,10 +124,11 @@ class SiteTrainer:
         )
 
     def warm_up(self, scans: Sequence[Scan], settings: WarmupSettings) -> tuple[ModelState, TrainingSummary]:
-        """Train on the shared scans and return the whole model's new state.
+        """Train on the shared scans from the setup's state and return the whole model's new state.
 
         Features that this trainer reads afterwards would be the old prefix's: make a new trainer from the state.
         """
+        self._load_start()
         summary = (
             self._warm_up_all(scans, settings) if settings.layers == "all" else self._warm_up_tail(scans, settings)
         )
@@ -136,6 +137,9 @@ class SiteTrainer:
     def peak_memory_bytes(self) -> int:
         """Return the most resident memory that this process has had."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _load_start(self) -> None:
+        self._model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in self._setup.state.items()})
 
     def _features(self, *, cached: bool) -> FeatureSource:
         setup = self._setup

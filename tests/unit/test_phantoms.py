@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -42,6 +43,14 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def atlas(cache_root: Path) -> Atlas:
     return load_atlas(cache_root)
+
+
+@pytest.fixture
+def fresh_root(atlas: Atlas, cache_root: Path, tmp_path: Path) -> Path:
+    """A cache that holds the atlas, which takes a while to build, and nothing else."""
+    (path,) = cache_root.glob("*.npz")
+    shutil.copy(path, tmp_path)
+    return tmp_path
 
 
 def phantoms_of(atlas: Atlas, label: int, num: int, **settings: float) -> list[Phantom]:
@@ -100,17 +109,13 @@ def test_adenomas_cover_the_sella_and_the_others_keep_clear_of_it(atlas: Atlas) 
             assert not phantom.mask_HW[sella]
 
 
-def test_meningiomas_sit_on_dura_and_gliomas_within_the_brain(atlas: Atlas) -> None:
-    def share_at_dura(label: int) -> float:
-        touching = 0
-        for index, phantom in enumerate(phantoms_of(atlas, label, 24)):
-            section = section_of(atlas, index)
-            dura_HW = (np.abs(section.distance_HW) < 3) | (np.abs(section.points_3HW[0]) < 3)
-            touching += int((phantom.mask_HW & dura_HW).sum() > 0.12 * phantom.mask_HW.sum())
-        return touching / 24
-
-    assert share_at_dura(MENINGIOMA) > 0.8
-    assert share_at_dura(GLIOMA) < 0.5
+def test_meningiomas_touch_dura_and_gliomas_stay_within_the_cavity(atlas: Atlas) -> None:
+    for index, phantom in enumerate(phantoms_of(atlas, MENINGIOMA, 24)):
+        section = section_of(atlas, index)
+        dura_HW = (np.abs(section.distance_HW) < 4) | (np.abs(section.points_3HW[0]) < 4)
+        assert (phantom.mask_HW & dura_HW).any()
+    for index, phantom in enumerate(phantoms_of(atlas, GLIOMA, 24)):
+        assert section_of(atlas, index).distance_HW[phantom.mask_HW].max() < 0
 
 
 def test_difficulty_shrinks_lesions(atlas: Atlas) -> None:
@@ -154,18 +159,19 @@ def test_the_kaggle_layout_is_recognised_whole(cache_root: Path) -> None:
             assert mask_HW.any() == (file.label != NOTUMOR)
 
 
-def test_the_hospitals_layout_has_every_class_at_every_site(tmp_path: Path, atlas: Atlas) -> None:
-    layout = discover(write(SMALL.model_copy(update={"num_sites": 2}), tmp_path).images)
+def test_the_hospitals_layout_has_every_class_at_every_site(fresh_root: Path) -> None:
+    layout = discover(write(SMALL.model_copy(update={"num_sites": 2}), fresh_root).images)
     assert layout.kind == "hospitals"
     assert layout.remarks == ()
     assert [sorted(file.label for file in site.files) for site in layout.sites] == [[0, 1, 2, 3]] * 2
 
 
-def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
-    settings = SMALL.model_copy(update={"num_train": 56})
-    alone = write(settings, tmp_path / "one", num_processes=1)
-    together = write(settings, tmp_path / "two", num_processes=2)
-    assert bytes_by_name(alone.root) == bytes_by_name(together.root)
+def test_files_do_not_depend_on_the_number_of_processes(fresh_root: Path) -> None:
+    settings = SMALL.model_copy(update={"num_train": 44})
+    alone = bytes_by_name(write(settings, fresh_root, num_processes=1).root)
+    shutil.rmtree(phantom_folder(settings, fresh_root).root)
+    assert bytes_by_name(write(settings, fresh_root, num_processes=2).root) == alone
+    assert len(alone) == 2 * 52 + 1
 
 
 def test_the_manifest_holds_settings_and_a_digest_of_all_files(cache_root: Path) -> None:
@@ -189,13 +195,13 @@ def test_a_complete_folder_is_reused_and_other_settings_get_another(cache_root: 
     assert phantom_folder(SMALL.model_copy(update={"seed": 8}), cache_root).root != folder.root
 
 
-def test_an_abandoned_write_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_abandoned_write_leaves_nothing_behind(fresh_root: Path) -> None:
     settings = SMALL.model_copy(update={"num_train": 100})
-    progress = write_phantom_folder(settings, tmp_path, num_processes=1)
+    progress = write_phantom_folder(settings, fresh_root, num_processes=1)
     assert next(progress).num_done < 108
     progress.close()
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
-    assert not phantom_folder(settings, tmp_path).is_complete
+    assert [path.name for path in fresh_root.iterdir() if path.is_dir()] == []
+    assert not phantom_folder(settings, fresh_root).is_complete
 
 
 def test_no_two_slices_of_a_folder_share_a_scene() -> None:

@@ -39,8 +39,8 @@ def paint_glioma(image_HW: Image, lesion: Lesion, section: Section, rng: np.rand
     _blend(image_HW, oedema_level, np.float32(oedema_share) * oedema_HW, looks)
     body_HW = edge(1 - level_HW, 0.12) * lesion.allowed_HW
     if not enhances:
-        grey = np.float32(0.8 * oedema_level + 0.2 * rim_level) * (1 + np.float32(0.1) * fields.medium_HW)
-        _blend(image_HW, grey, np.float32(0.85) * body_HW, looks)
+        gray_HW = np.float32(oedema_level) * (1 + np.float32(0.1) * fields.medium_HW)
+        _blend(image_HW, gray_HW, np.float32(0.95) * body_HW, looks)
         return
     ragged_HW = np.clip(
         np.float32(0.88) + np.float32(0.22) * fields.medium_HW + np.float32(0.16) * fields.fine_HW, 0.4, 1.3

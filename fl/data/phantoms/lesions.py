@@ -66,7 +66,8 @@ def displaced_grid(lesion: Lesion, section: Section) -> tuple[Image, Image]:
 
     The push fades to nothing at the skull and at `reach_mm`, and nowhere folds: it is below 0.5 radii.
     """
-    right_HW, up_HW = section.right_HW - lesion.centre_mm[0], section.up_HW - lesion.centre_mm[1]
+    right_HW = section.right_HW - np.float32(lesion.centre_mm[0])
+    up_HW = section.up_HW - np.float32(lesion.centre_mm[1])
     radius_HW = np.hypot(right_HW, up_HW) + np.float32(1e-3)
     rising_HW = np.clip(radius_HW / np.float32(0.8 * lesion.radius_mm), 0, 1)
     falling_HW = np.clip(1 - (radius_HW / np.float32(lesion.reach_mm)) ** 2, 0, 1) ** 2
@@ -85,7 +86,7 @@ def plan_glioma(section: Section, rng: np.random.Generator, size: float) -> Lesi
     centre_mm = (float(section.right_HW[row, column]), float(section.up_HW[row, column]))
     level_HW = np.full_like(section.right_HW, 9)
     for lobe in range(1 + int(rng.integers(0, 3))):
-        shift_mm = rng.normal(0, 0.45 * radius_mm, 2) * (lobe > 0)
+        shift_mm = [rng.normal(0, 0.45 * radius_mm) if lobe else 0.0 for _ in range(2)]
         lobe_mm = radius_mm * (rng.uniform(0.4, 0.75) if lobe else 1.0)
         lobe_centre_mm = (centre_mm[0] + shift_mm[0], centre_mm[1] + shift_mm[1])
         lobe_HW = _ellipse(section, lobe_centre_mm, lobe_mm, rng.uniform(0.65, 1), rng.uniform(0, np.pi))
@@ -135,11 +136,8 @@ def plan_pituitary(section: Section, rng: np.random.Generator, size: float) -> L
     row, column = np.unravel_index(int(section.sella_HW.argmin()), section.sella_HW.shape)
     upright = section.scene.plane != "axial"
     rise_mm = 0.35 * (radius_mm - 6) if upright else 0.0
-    shift_mm = rng.normal(0, 1.2, 2)
-    centre_mm = (
-        float(section.right_HW[row, column]) + shift_mm[0],
-        float(section.up_HW[row, column]) + rise_mm + shift_mm[1],
-    )
+    right_mm, up_mm = rng.normal(0, 1.2), rng.normal(0, 1.2) + rise_mm
+    centre_mm = (float(section.right_HW[row, column]) + right_mm, float(section.up_HW[row, column]) + up_mm)
     level_HW = _ellipse(section, centre_mm, radius_mm, rng.uniform(0.8, 1), rng.uniform(0, np.pi))
     lobe_mm, lobe_rise_mm = radius_mm * rng.uniform(0.65, 0.85), radius_mm * rng.uniform(0.9, 1.15)
     sway_mm, snowman = rng.normal(0, 1.5), rng.random() < 0.65
@@ -211,9 +209,10 @@ def _ellipse(
     """Level of an ellipse: 1 on its outline. flatness: minor over major axis."""
     right_HW: Image = section.right_HW - np.float32(centre_mm[0])
     up_HW: Image = section.up_HW - np.float32(centre_mm[1])
-    cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    major_HW = (right_HW * cosine + up_HW * sine) / np.float32(radius_mm)
-    minor_HW = (up_HW * cosine - right_HW * sine) / np.float32(radius_mm * flatness)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    major_HW = right_HW * np.float32(cosine / radius_mm) + up_HW * np.float32(sine / radius_mm)
+    minor_mm = radius_mm * flatness
+    minor_HW = up_HW * np.float32(cosine / minor_mm) - right_HW * np.float32(sine / minor_mm)
     return hypot(major_HW, minor_HW)
 
 

@@ -96,7 +96,7 @@ def draw_scene(settings: PhantomSettings, index: int) -> Scene:
     plane = PLANES[int(rng.choice(len(PLANES), p=PLANE_SHARES))]
     contrast = CONTRASTS[int(rng.choice(len(CONTRASTS), p=CONTRAST_SHARES))]
     mirrored = bool(rng.random() < 0.5)
-    field_of_view_mm = rng.uniform(205, 238)
+    field_of_view_mm = rng.uniform(198, 228)
     return Scene(
         plane=plane,
         contrast=contrast,
@@ -111,7 +111,7 @@ def draw_scene(settings: PhantomSettings, index: int) -> Scene:
         slice_thickness_mm=rng.uniform(1.5, 5),
         sella_mm=(rng.normal(0, 1), SELLA_MM[1] + rng.normal(0, 1), SELLA_MM[2] + rng.normal(0, 1)),
         skull_mm=rng.uniform(5, 8.5),
-        scalp_mm=rng.uniform(4, 8),
+        scalp_mm=rng.uniform(6, 10),
         ageing=rng.uniform(-0.06, 0.1),
         tissue_jitter=tuple(float(jitter) for jitter in rng.uniform(-1, 1, 16)),
         num_incidental_spots=int(rng.poisson(0.4 + 3 * settings.difficulty)),

@@ -28,7 +28,7 @@ class PhantomSettings(BaseModel):
     )
     size_pixels: int = Field(160, ge=64, le=512, description="Side of the square files.")
     difficulty: float = Field(
-        0.25,
+        0.2,
         ge=0,
         le=1,
         description="0: large, bright lesions, little noise. 1: small, faint, atypical, noisy, many mimics.",
