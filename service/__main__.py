@@ -57,11 +57,11 @@ def train(
     spec = load_spec(job, overrides)
     prepare_environment(spec.ray)
     display = Display()
-    with stop_requests() as asked, open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
+    with stop_requests() as should_stop, open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
         from service.job import run_job  # it imports Ray, which reads its environment then
 
         display.say(f"gliofed: job `{spec.name}`, scenario `{spec.scenario}`, run {run.folder}")
-        run_job(run, display, asked)
+        run_job(run, display, should_stop)
     if run_dir is None:
         link_latest(run.folder)
     print_summary(display, run.folder)

@@ -44,7 +44,6 @@ from service.progress import Display
 from service.report import write_report
 from service.runs import Run
 from service.ship import export_bundle, write_samples
-from service.signals import stop_requests
 from service.start import Start, initial_model_state, make_start, read_start, trainer_setup, write_start
 
 T = TypeVar("T")
@@ -67,15 +66,15 @@ class Desk:
             yield item
 
 
-def run_job(run: Run, display: Display, asked_before: Callable[[], bool] = lambda: False) -> tuple[ArmResult, ...]:
+def run_job(run: Run, display: Display, should_stop: Callable[[], bool]) -> tuple[ArmResult, ...]:
     """Train, test, export and report one job; resume whatever of it the run's folder already holds.
 
-    asked_before: whether a signal asked to stop before Ray was up. Raises GliofedError where it cannot go on,
-    Stopped where a signal asked to stop; both leave the folder resumable.
+    should_stop: whether a signal asked to stop. Raises GliofedError where it cannot go on, Stopped where it was asked
+    to stop; both leave the folder resumable.
     """
     spec, clock = run.spec, PhaseClock()
-    with MemorySampler() as memory, ray_cluster(spec.ray) as resources, stop_requests() as asked_since:
-        desk = Desk(run=run, display=display, clock=clock, should_stop=lambda: asked_before() or asked_since())
+    with MemorySampler() as memory, ray_cluster(spec.ray) as resources:
+        desk = Desk(run=run, display=display, clock=clock, should_stop=should_stop)
         federation = gather_data(desk)
         start = prepare_start(desk, federation)
         plan = plan_workers(spec.ray, resources, most_sites_a_round(run, federation))
@@ -149,9 +148,10 @@ def prepare_start(desk: Desk, federation: Federation) -> Start:
                 f"warming up on {len(federation.shared_scans)} shared scans: {spec.fl.warmup.epochs} epochs, "
                 f"layers: {spec.fl.warmup.layers}"
             )
-            alone = plan_alone()
+            alone = plan_alone(spec.ray)
             setup = trainer_setup(spec, initial, store_root=store_folder(desk), num_threads=alone.num_threads)
-            with WorkerPool(setup, alone, should_stop=desk.should_stop) as pool:
+            pool = WorkerPool(setup, alone, should_stop=desk.should_stop)
+            with pool, desk.display.waiting("warming up"):
                 warmed, summary = warm_up(pool, federation.shared_scans, spec.fl.warmup)
             facts = {"epochs": spec.fl.warmup.epochs, "seconds": summary.seconds, "loss": summary.mean_loss}
             desk.display.say(f"   warm-up: loss {summary.mean_loss:.4f} in {summary.seconds:.0f} s")

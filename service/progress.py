@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 PLAIN_INTERVAL_SECONDS = 10.0
@@ -50,6 +51,29 @@ class Display:
         with self._meter(total, title) as show:
             for count in done:
                 show(count)
+
+    @contextmanager
+    def waiting(self, title: str) -> Iterator[None]:
+        """Show that a step without a countable amount still goes on, and for how long."""
+        if self._terminal:
+            columns = (TextColumn("  {task.description}"), SpinnerColumn(), TimeElapsedColumn())
+            with Progress(*columns, console=self._console, transient=True) as progress:
+                progress.add_task(title, total=None)
+                yield
+            return
+        done, started = threading.Event(), time.monotonic()
+
+        def tell() -> None:
+            while not done.wait(PLAIN_INTERVAL_SECONDS):
+                print(f"   {title}: {time.monotonic() - started:.0f} s", flush=True)
+
+        teller = threading.Thread(target=tell, daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            done.set()
+            teller.join()
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table; the first column is text, the others are figures."""

@@ -27,7 +27,7 @@ STOPPED_MESSAGE = "stopped by a signal; everything up to the last checkpoint is 
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether a signal asked to stop; the former handlers return at the end.
 
-    Enter it after `ray.init`, which installs handlers of its own.
+    `ray.init` installs handlers of its own; `fl.runtime.cluster.ray_cluster` puts these back.
     """
     requested = threading.Event()
 

@@ -104,7 +104,8 @@ class JobSpec(BaseModel):
 
         A job that lost its quorum may thus go on with fewer `min_clients` or more patience for its sites.
         """
-        exempt = {"data": {"cache_dir", "root"}, "fl": {"min_clients", "site_timeout_seconds"}}
+        unused = {"phantom"} if self.data.source == "folder" else set()
+        exempt = {"data": {"cache_dir", "root"} | unused, "fl": {"min_clients", "site_timeout_seconds"}}
         content = self.model_dump(mode="json", exclude={"name": True, "ray": True, **exempt})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

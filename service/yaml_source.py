@@ -68,8 +68,9 @@ def read_overrides(overrides: Sequence[str]) -> Source:
             if not isinstance(target, dict):
                 raise SpecError([f"--set {override}: {key} was set to a plain value by an earlier --set"])
         target[keys[-1]] = value
-        said = [keys[: depth + 1] for depth in range(len(keys))]
-        said += key_paths(value, keys) if isinstance(value, Mapping) else ()
+        said: list[KeyPath] = [keys[: depth + 1] for depth in range(len(keys))]
+        if isinstance(value, Mapping):
+            said += key_paths(value, keys)
         places.update(dict.fromkeys(said, f"--set {override}"))
     return Source(values=values, places=places)
 

@@ -75,5 +75,5 @@ def place(model: SplitVgg19, execution: Execution) -> SplitVgg19:
         parts: tuple[nn.Module, ...] = (model.prefix, model.tail)
         for part in parts:
             if list(part.children()):
-                part.compile(dynamic=False)
+                part.compile()  # a second batch size makes one kernel for any: sites' last batches have many sizes
     return model

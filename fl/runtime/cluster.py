@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,12 +66,14 @@ def plan_workers(settings: RaySettings, resources: dict[str, float], sites_per_r
     )
 
 
-def plan_alone() -> WorkerPlan:
-    """Return a pool of one worker with all cores of the largest node, and a GPU where the cluster has any."""
+def plan_alone(settings: RaySettings) -> WorkerPlan:
+    """Return a pool of one worker with `threads`, else all cores of the largest node, and a GPU where there is one."""
     import ray
 
     num_gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0  # type: ignore[no-untyped-call]
-    return WorkerPlan(num_workers=1, num_threads=max(1, int(largest_node_cpus())), num_gpus=num_gpus)
+    return WorkerPlan(
+        num_workers=1, num_threads=settings.threads or max(1, int(largest_node_cpus())), num_gpus=num_gpus
+    )
 
 
 def largest_node_cpus() -> float:
@@ -104,7 +107,8 @@ def ray_cluster(settings: RaySettings) -> Iterator[dict[str, float]]:
     else:
         options |= {"address": address}
     try:
-        ray.init(**options)
+        with _signal_handlers_kept():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise GliofedError(
@@ -115,7 +119,8 @@ def ray_cluster(settings: RaySettings) -> Iterator[dict[str, float]]:
     try:
         yield dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
     finally:
-        ray.shutdown()
+        with _signal_handlers_kept():
+            ray.shutdown()
 
 
 def num_cores() -> int:
@@ -141,6 +146,17 @@ def prepare_environment(settings: RaySettings) -> None:
 def _address(settings: RaySettings) -> str | None:
     address = settings.address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Put back the handlers that Ray replaces when it starts and drops when it stops."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _require_listener(address: str) -> None:

@@ -254,6 +254,12 @@ def spoilt_data(workplace: Workplace) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def draw() -> Callable[[str, np.random.Generator], np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Return the function that draws a scan of a class."""
+    return draw_scan
+
+
 def draw_data(root: Path, *, num_training: int = 24, num_testing: int = 8) -> None:
     """Draw scans in the Kaggle layout. The first test scan of each class is a copy of a training scan."""
     generator = np.random.default_rng(5)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fl.errors import UpdateRefused
-from fl.server.aggregate import MAX_MAGNITUDE, Aggregation, ExactMean, RoundMean, check_reply
+from fl.server.aggregate import FRACTION_BITS, MAX_MAGNITUDE, Aggregation, ExactMean, RoundMean, check_reply
 from fl.training.local import TrainingSummary
 from fl.training.trainer import Reply
 from fl.types import Scan, Site
@@ -98,6 +98,17 @@ def test_as_many_sites_as_the_docstring_says_can_all_sit_at_the_limit(sign: floa
         mean.add(parameters, 1.0)
 
     assert mean.result().tolist() == [sign * MAX_MAGNITUDE]
+
+
+def test_smallest_value_survives_between_the_largest_in_any_order() -> None:
+    tiny = 2.0**-FRACTION_BITS
+    values = [MAX_MAGNITUDE] * 300 + [tiny] + [-MAX_MAGNITUDE] * 300
+
+    for order in (values, values[::-1], sorted(values, key=abs)):
+        mean = ExactMean(1)
+        for value in order:
+            mean.add(np.array([value], np.float32), 1.0)
+        assert mean.result().tolist() == [np.float32(tiny / 601)]
 
 
 def test_mean_of_nothing_and_weights_out_of_range_are_errors() -> None:

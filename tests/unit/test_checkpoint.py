@@ -169,6 +169,7 @@ def test_crash_between_any_two_files_leaves_the_round_before(
     monkeypatch.undo()
 
     assert_same(load_checkpoint(tmp_path, job_digest=JOB), state_after(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-0001", "round-0002"]
     save_checkpoint(tmp_path, state_after(3), job_digest=JOB)
     assert_same(load_checkpoint(tmp_path, job_digest=JOB), state_after(3))
 

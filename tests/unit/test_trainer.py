@@ -174,6 +174,19 @@ def test_prepared_views_are_those_that_training_reads(setup: TrainerSetup, scans
     assert trainer.prepare(site.scans, (0, 1)) == 0
 
 
+def test_epochs_are_counted_over_the_rounds_so_that_each_has_the_next_view(
+    setup: TrainerSetup, scans: tuple[Scan, ...]
+) -> None:
+    trainer = SiteTrainer(replace(setup, local=LocalSettings(epochs=1, batch_size=4)))
+    site = Site(name="a", scans=scans[:4])
+    assert trainer.prepare(site.scans, (0,)) == 4
+
+    trained(trainer, site, round=1)
+    assert trainer.prepare(site.scans, (0, 1)) == 4, "round 1 has its one epoch on view 0"
+    trained(SiteTrainer(replace(setup, local=LocalSettings(epochs=1), store_root=setup.store_root / "b")), site, 2)
+    assert SiteTrainer(replace(setup, store_root=setup.store_root / "b")).prepare(site.scans, (1,)) == 0
+
+
 def test_fresh_views_every_epoch_differ_and_store_no_features(setup: TrainerSetup, sites: tuple[Site, Site]) -> None:
     trainer = SiteTrainer(replace(setup, augment=AugmentSettings(views=0)))
 

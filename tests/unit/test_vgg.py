@@ -76,8 +76,9 @@ def test_feature_shape_agrees_with_the_network(frozen_through: str | None, size:
     assert tuple(features_NChw.shape[1:]) == feature_shape(settings, size)
 
 
-def test_feature_shape_of_the_study() -> None:
-    assert feature_shape(NetworkSettings(), 200) == (512, 25, 25)
+@pytest.mark.parametrize(("width", "channels"), [(1.0, 512), (0.07, 36), (0.01, 8)])
+def test_channels_follow_the_width_rounded_and_never_fewer_than_eight(width: float, channels: int) -> None:
+    assert feature_shape(NetworkSettings(width=width), 200) == (channels, 25, 25)
 
 
 def test_frozen_prefix_gets_no_gradient_and_the_tail_does() -> None:
@@ -101,7 +102,7 @@ def test_nothing_frozen_trains_everything() -> None:
 
 def test_forward_is_prefix_then_classify_and_head_is_linear_on_pooled_features() -> None:
     model = SplitVgg19(narrow()).eval()
-    images_NCHW = torch.rand(3, 3, 40, 40)
+    images_NCHW = torch.rand(3, 3, 96, 96)
 
     with torch.no_grad():
         features_NChw = model.features()(images_NCHW)

@@ -15,7 +15,14 @@ from torch.nn import functional
 
 from fl.errors import WeightsError
 from fl.model.vgg import BLOCKS, NetworkSettings, SplitVgg19
-from fl.model.weights import IMAGENET_CAFFE, IMAGENET_TORCHVISION, WeightSettings, load_weights, read_convolutions
+from fl.model.weights import (
+    HEAD_SLICES,
+    IMAGENET_CAFFE,
+    IMAGENET_TORCHVISION,
+    WeightSettings,
+    load_weights,
+    read_convolutions,
+)
 from kernels.spec import UNIT
 
 WIDTH = 0.125
@@ -158,7 +165,7 @@ def test_every_source_records_its_input_convention() -> None:
         settings = WeightSettings(source="file", path=Path("w"), normalization=name)  # type: ignore[arg-type]
         assert settings.input_normalization() == convention
     assert WeightSettings(source="torchvision").input_normalization() == IMAGENET_TORCHVISION
-    assert WeightSettings(source="random").input_normalization() == UNIT
+    assert WeightSettings(source="random").input_normalization() == HEAD_SLICES
     assert IMAGENET_CAFFE.mean == (103.939, 116.779, 123.68) and IMAGENET_CAFFE.channel_order == "bgr"
 
 
@@ -194,9 +201,7 @@ def test_hub_out_of_reach_fails_soon_and_says_what_to_do(hub_without_network: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>please log in</html>", b"\x80\x02]q\x00."])
-def test_file_in_the_hub_cache_that_is_no_checkpoint_says_what_to_do(
-    hub_without_network: Path, content: bytes
-) -> None:
+def test_file_in_the_hub_cache_that_is_no_checkpoint_says_what_to_do(hub_without_network: Path, content: bytes) -> None:
     hub_without_network.mkdir(parents=True)
     (hub_without_network / "vgg19-dcbb9e9d.pth").write_bytes(content)
 
