@@ -35,6 +35,7 @@ from fl.runtime.federate import (
 from fl.runtime.pool import WorkerPool
 from fl.server.checkpoint import load_checkpoint, save_checkpoint
 from fl.server.rounds import FederationState, Score, initial_state, run_rounds
+from fl.server.selection import select_sites
 from fl.types import CLASSES
 from service.arms import Arm, ArmResult, arms_of
 from service.caches import cache_folder
@@ -77,7 +78,7 @@ def run_job(run: Run, display: Display, should_stop: Callable[[], bool]) -> tupl
         desk = Desk(run=run, display=display, clock=clock, should_stop=should_stop)
         federation = gather_data(desk)
         start = prepare_start(desk, federation)
-        plan = plan_workers(spec.ray, resources, most_sites_a_round(run, federation))
+        plan = plan_workers(spec.ray, resources, sites_a_round(run, federation))
         with open_pool(desk, start, plan, federation) as pool:
             workers = pool.describe()
             display.say(
@@ -242,9 +243,13 @@ def ship(desk: Desk, federation: Federation, start: Start, arms: Sequence[ArmRes
         return write_samples(desk.run, bundle, federation)
 
 
-def most_sites_a_round(run: Run, federation: Federation) -> int:
-    """Return how many sites a round may ask at most."""
-    return max(1, round(run.spec.fl.participation * len(federation.sites)))
+def sites_a_round(run: Run, federation: Federation) -> int:
+    """Return how many sites every round asks."""
+    rounds, seed = run.spec.fl, run.spec.seed
+    chosen = select_sites(
+        federation.sites, sampling=rounds.sampling, participation=rounds.participation, seed=seed, round=1
+    )
+    return len(chosen)
 
 
 def validation_of(federation: Federation) -> list[PlacedScans]:

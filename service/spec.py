@@ -100,13 +100,21 @@ class JobSpec(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
     def learning_digest(self) -> str:
-        """Return a digest of what decides the weights: all but the name, the cluster, the cache and what a round bears.
+        """Return a digest of what decides the weights, apart from the contents of files.
 
-        A job that lost its quorum may thus go on with fewer `min_clients` or more patience for its sites.
+        The name, the cluster, where files lie and what a round bears are left out: a job may go on after its data have
+        moved, or after a lost quorum with fewer `min_clients` or more patience for its sites.
         """
         unused = {"phantom"} if self.data.source == "folder" else set()
-        exempt = {"data": {"cache_dir", "root"} | unused, "fl": {"min_clients", "site_timeout_seconds"}}
-        content = self.model_dump(mode="json", exclude={"name": True, "ray": True, **exempt})
+        exempt: dict[str, Any] = {
+            "name": True,
+            "ray": True,
+            "data": {"cache_dir", "root", "nodes"} | unused,
+            "shared": {"folder"},
+            "model": {"weights": {"path"}},
+            "fl": {"min_clients", "site_timeout_seconds"},
+        }
+        content = self.model_dump(mode="json", exclude=exempt)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

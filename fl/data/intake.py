@@ -47,6 +47,9 @@ def list_sets(root: Path, synthetic_folder: Path | None, *, elsewhere: Sequence[
         "testing": _files(layout.testing),
         "synthetic": _files(synthetic),
     }
+    empty = [site.name for site in layout.sites if not site.files and site.name not in elsewhere]
+    if empty:
+        raise DataError(f"{root}: sites {', '.join(empty)} have no files; remove their folders or give them scans")
     files |= {f"{SITE_PREFIX}{site.name}": site.files for site in layout.sites if site.name not in elsewhere}
     return Sets(files=files, remarks=layout.remarks)
 

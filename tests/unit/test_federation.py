@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from fl.data.duplicates import near_duplicate_mask
 from fl.data.federation import AdmittedScans, DataSettings, Federation, SharedSettings, build_federation
-from fl.data.intake import sort_outcomes
+from fl.data.intake import list_sets, sort_outcomes
 from fl.errors import DataError
 from fl.types import CLASSES, Quarantined, Scan
 
@@ -247,3 +247,12 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         DataSettings()
     with pytest.raises(ValidationError, match="set partition: null"):
         DataSettings.model_validate({**FOLDER, "partition": {"kind": "iid", "num_sites": 2}, "nodes": {"a": "b"}})
+
+
+def test_hospital_folder_without_any_file_is_an_error_and_does_not_vanish(tmp_path: Path) -> None:
+    (tmp_path / "sites" / "full" / "glioma").mkdir(parents=True)
+    (tmp_path / "sites" / "full" / "glioma" / "a.jpg").touch()
+    (tmp_path / "sites" / "bare" / "glioma").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"sites bare have no files"):
+        list_sets(tmp_path, None)
+    assert list_sets(tmp_path, None, elsewhere=["bare"]).num_files == 1
