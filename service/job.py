@@ -138,7 +138,8 @@ def describe_data(federation: Federation) -> str:
 def prepare_start(desk: Desk, federation: Federation) -> Start:
     """Return the model before round 1: read where this run has made it, else made, warmed up and saved."""
     spec, folder = desk.run.spec, desk.run.folder / "start"
-    found = read_start(folder, spec)
+    data_digest = federation.digest()
+    found = read_start(folder, spec, data_digest=data_digest)
     if found is not None:
         return found
     with desk.clock.phase("start"):
@@ -157,7 +158,7 @@ def prepare_start(desk: Desk, federation: Federation) -> Start:
             facts = {"epochs": spec.fl.warmup.epochs, "seconds": summary.seconds, "loss": summary.mean_loss}
             desk.display.say(f"   warm-up: loss {summary.mean_loss:.4f} in {summary.seconds:.0f} s")
         start = make_start(spec, initial, warmed, facts)
-        write_start(folder, start)
+        write_start(folder, start, data_digest=data_digest)
     return start
 
 

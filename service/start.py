@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fl.errors import CheckpointError
 from fl.model.flat import FlatParameters, gather
 from fl.model.vgg import SplitVgg19, initialise_head
 from fl.model.weights import load_weights
@@ -84,20 +85,29 @@ def make_start(spec: JobSpec, initial: ModelState, warmed: ModelState, warmup: d
     )
 
 
-def read_start(folder: Path, spec: JobSpec) -> Start | None:
-    """Return the start that this run saved, or None where it has none yet."""
+def read_start(folder: Path, spec: JobSpec, *, data_digest: str) -> Start | None:
+    """Return the start that this run saved, or None where it has none yet.
+
+    Raises CheckpointError where it was made from other data: a warm-up on these would give another model.
+    """
     found = load_start(folder)
     if found is None:
         return None
-    state, warmup = found
+    state, facts = found
+    if facts["data"] != data_digest:
+        raise CheckpointError(
+            f"{folder}: this run was begun with other scans, or splits of them, than the job finds now; "
+            "restore them, or start again with a new --run-dir"
+        )
     baseline = state.pop(_BASELINE)
     parameters = gather(_model(spec, state).trained_parameters())
-    return Start(state=state, scenario_parameters=parameters, baseline_parameters=baseline, warmup=warmup or None)
+    return Start(state=state, scenario_parameters=parameters, baseline_parameters=baseline, warmup=facts["warmup"])
 
 
-def write_start(folder: Path, start: Start) -> None:
+def write_start(folder: Path, start: Start, *, data_digest: str) -> None:
     """Save the start durably, so that a resumed run begins from the same bytes."""
-    save_start(folder, {**start.state, _BASELINE: start.baseline_parameters}, start.warmup or {})
+    facts = {"data": data_digest, "warmup": start.warmup}
+    save_start(folder, {**start.state, _BASELINE: start.baseline_parameters}, facts)
 
 
 def _model(spec: JobSpec, state: ModelState) -> SplitVgg19:

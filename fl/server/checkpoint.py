@@ -50,8 +50,10 @@ def save_checkpoint(root: Path, state: FederationState, *, job_digest: str) -> P
     folder = root / f"round-{state.round:04d}"
     text = _json(meta)
     write_folder(folder, {**blobs, "state.json": text, "state.sha256": hashlib.sha256(text).hexdigest().encode()})
-    for old in sorted(root.glob("round-*"))[:-KEPT]:
-        shutil.rmtree(old)
+    folders = sorted(root.glob("round-*"))
+    damaged = [other for other in folders if other.name > folder.name]  # passed over when this run was resumed
+    for other in [*damaged, *folders[: -len(damaged) or None][:-KEPT]]:
+        shutil.rmtree(other)
     return folder
 
 

@@ -211,3 +211,10 @@ def test_start_comes_back_equal_and_a_damaged_one_counts_as_none(tmp_path: Path)
         save_start(folder, model, {})
         (folder / name).write_bytes(spoilt)
         assert load_start(folder) is None
+
+
+def test_damaged_checkpoint_of_a_later_round_takes_no_place(tmp_path: Path) -> None:
+    (tmp_path / "round-0009").mkdir(parents=True)  # whatever a broken disk left of it
+    for rounds in (1, 2, 3):
+        save_checkpoint(tmp_path, state_after(rounds), job_digest="job")
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["round-0002", "round-0003"]
