@@ -102,8 +102,8 @@ class JobSpec(BaseModel):
     def learning_digest(self) -> str:
         """Return a digest of what decides the weights, apart from the contents of files.
 
-        The name, the cluster, where files lie and what a round bears are left out: a job may go on after its data have
-        moved, or after a lost quorum with fewer `min_clients` or more patience for its sites.
+        The name, the cluster, where files lie, what a round bears and when to stop are left out: a job may go on after
+        its data have moved, after a lost quorum with fewer `min_clients`, or for more rounds.
         """
         unused = {"phantom"} if self.data.source == "folder" else set()
         exempt: dict[str, Any] = {
@@ -112,7 +112,7 @@ class JobSpec(BaseModel):
             "data": {"cache_dir", "root", "nodes"} | unused,
             "shared": {"folder"},
             "model": {"weights": {"path"}},
-            "fl": {"min_clients", "site_timeout_seconds"},
+            "fl": {"min_clients", "site_timeout_seconds", "rounds", "early_stop"},
         }
         content = self.model_dump(mode="json", exclude=exempt)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,15 @@ def test_every_command_of_the_readme_runs(checkout: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (checkout / "heat.png").stat().st_size > 0
+
+
+def test_the_example_in_the_phantoms_document_runs(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "phantoms.md").read_text(), re.S)
+    (tmp_path / "example.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "example.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-2] == "48 of 48"
+    assert len(list(Path(tmp_path, lines[-1], "Training").rglob("*.jpg"))) == 40

@@ -351,10 +351,10 @@ def test_learning_digest_ignores_where_and_how_patiently_and_nothing_else(job: P
     digest = load(job, JOB).learning_digest()
     same = (
         "name=other", "ray.workers=3", "ray.address=a:1", "data.cache_dir=/tmp/x", "data.root=elsewhere",
-        "fl.min_clients=2", "fl.site_timeout_seconds=5",
+        "fl.min_clients=2", "fl.site_timeout_seconds=5", "fl.rounds=3", "fl.early_stop=null",
     )  # fmt: skip
     other: tuple[Any, ...] = (
-        "seed=8", "fl.rounds=3", "fl.local.epochs=1", "model.speed.precision=float32", "preprocess.size=64",
+        "seed=8", "fl.local.epochs=1", "model.speed.precision=float32", "preprocess.size=64",
         "data.validation_fraction=0.2", "fl.participation=1", "fl.augment.views=1", "model.network.dropout=0",
     )  # fmt: skip
 
