@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fl.evaluation.gradcam import overlay
+from export.predictor import encode_png, overlay_heatmap
 from fl.evaluation.metrics import evaluate, evaluate_paired
 from fl.types import CLASSES
 from service.report import write_report
@@ -196,12 +196,10 @@ def _write_samples(root: Path, rng: np.random.Generator, num_samples: int) -> li
         heat[y * 12 // 160, x * 12 // 160] = 1.0
         pictures = {
             f"{index:02d}.png": gray,
-            f"{index:02d}-cam.png": overlay(gray, cv2.GaussianBlur(heat, (5, 5), 0)),
+            f"{index:02d}-cam.png": overlay_heatmap(gray, cv2.GaussianBlur(heat, (5, 5), 0), None, image_size=192),
         }
         for name, picture in pictures.items():
-            (root / "samples" / name).write_bytes(
-                cv2.imencode(".png", picture[..., ::-1] if picture.ndim == 3 else picture)[1]
-            )
+            (root / "samples" / name).write_bytes(encode_png(picture))
         label = CLASSES[index % 4]
         samples.append(
             {"image": f"samples/{index:02d}.png", "overlay": f"samples/{index:02d}-cam.png", "label": label}
