@@ -118,12 +118,8 @@ def doctor() -> None:
     from service.doctor import examine
     from service.progress import Display
 
-    findings = examine()
-    Display().table(
-        "gliofed doctor",
-        ("what", "here", "meaning"),
-        [(found.what, found.here, found.meaning) for found in findings],
-    )
+    rows = [(found.what, found.here, found.meaning) for found in examine()]
+    Display().table("gliofed doctor", ("what", "here", "meaning"), rows, num_text_columns=3)
 
 
 @config_app.command()

@@ -75,12 +75,14 @@ class Display:
             done.set()
             teller.join()
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Write a table; the first column is text, the others are figures."""
+    def table(
+        self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, num_text_columns: int = 1
+    ) -> None:
+        """Write a table; the first `num_text_columns` columns are text, the others are figures."""
         if self._terminal:
             table = Table(title=title, title_justify="left")
             for number, name in enumerate(header):
-                table.add_column(name, justify="left" if number == 0 else "right")
+                table.add_column(name, justify="left" if number < num_text_columns else "right")
             for row in rows:
                 table.add_row(*row)
             self._console.print(table)
@@ -88,8 +90,10 @@ class Display:
         widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
         print(f"\n{title}")
         for row in (header, ["-" * width for width in widths], *rows):
-            first, *others = zip(row, widths, strict=True)
-            cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+            cells = [
+                text.ljust(width) if number < num_text_columns else text.rjust(width)
+                for number, (text, width) in enumerate(zip(row, widths, strict=True))
+            ]
             print("  ".join(cells).rstrip(), flush=True)
 
     @contextmanager
