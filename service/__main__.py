@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
+from service.signals import EXIT_STOPPED, stop_requests
 from service.yaml_source import SpecError
 
 EXIT_FAULT = 1
 EXIT_BAD_SPEC = 2
-EXIT_STOPPED = 75
 
 app = typer.Typer(
     name="gliofed",
@@ -48,7 +48,6 @@ def train(
     from fl.runtime.cluster import prepare_environment
     from service.progress import Display
     from service.runs import default_run_folder, link_latest, open_run
-    from service.signals import stop_requests
     from service.spec import load_spec
     from service.summary import print_summary
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from export.bundle import load_bundle, write_bundle
 from export.onnx import export_onnx
@@ -16,6 +15,7 @@ from fl.data.federation import Federation
 from fl.data.scans import read_gray
 from fl.model.flat import FlatParameters, scatter
 from fl.model.vgg import SplitVgg19
+from fl.training.trainer import load_model_state
 from fl.types import CLASSES, Scan
 from kernels.ops import crop_gray, preprocess
 from service.machine import software
@@ -35,7 +35,7 @@ def export_bundle(
 ) -> Path:
     """Write the run's bundle and return its folder. Raises ExportMismatch where ONNX Runtime and torch disagree."""
     model = SplitVgg19(run.spec.model.network)
-    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in start.state.items()})
+    load_model_state(model, start.state)
     scatter(parameters, model.trained_parameters())
     model.eval()
     spec = preprocess_spec(run.spec)

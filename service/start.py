@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fl.errors import CheckpointError
@@ -16,7 +15,7 @@ from fl.model.vgg import SplitVgg19, initialise_head
 from fl.model.weights import load_weights
 from fl.random import derive_seed
 from fl.server.checkpoint import load_start, save_start
-from fl.training.trainer import ModelState, TrainerSetup, model_state
+from fl.training.trainer import ModelState, TrainerSetup, load_model_state, model_state
 from kernels.spec import PreprocessSpec
 from service.spec import JobSpec
 
@@ -112,7 +111,7 @@ def write_start(folder: Path, start: Start, *, data_digest: str) -> None:
 
 def _model(spec: JobSpec, state: ModelState) -> SplitVgg19:
     model = SplitVgg19(spec.model.network)
-    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+    load_model_state(model, state)
     return model
 
 

@@ -128,11 +128,6 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def has_gpu() -> bool:
-    """Return whether this process sees a CUDA device."""
-    return torch.cuda.is_available()
-
-
 def prepare_environment(settings: RaySettings) -> None:
     """Set what Ray reads from the environment; must run before anything imports Ray. The user's own values stay."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -101,7 +101,6 @@ class WorkerPool:
         self._setup = ray.put(setup)
         self._should_stop = should_stop
         self._actor = ray.remote(max_restarts=0, max_task_retries=0)(SiteTrainer)
-        self.num_replaced = 0
         self._num_cpus = _cpus_a_worker(plan)
         self._workers = [self._start(place) for place in (*places, *([None] * plan.num_workers))]
 
@@ -173,7 +172,6 @@ class WorkerPool:
         fresh = self._start(worker.node_resource)
         worker.handle, worker.greeting, worker.give_up_at = fresh.handle, fresh.greeting, fresh.give_up_at
         worker.is_up, worker.fault = False, None
-        self.num_replaced += 1
 
     def _welcome(self) -> None:
         """Note which of the starting workers are up, and which will never be."""

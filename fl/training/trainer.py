@@ -139,7 +139,7 @@ class SiteTrainer:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def _load_start(self) -> None:
-        self._model.load_state_dict({name: torch.from_numpy(np.array(a)) for name, a in self._setup.state.items()})
+        load_model_state(self._model, self._setup.state)
 
     def _features(self, *, cached: bool) -> FeatureSource:
         setup = self._setup
@@ -199,6 +199,11 @@ class SiteTrainer:
         # every epoch a fresh view: nothing of these images is stored, so nothing is saved by repeating a view
         images = self._training_features.images([self._request(scans[i], epoch) for i in chosen])
         return images.to(self._execution.device, memory_format=self._execution.memory_format)
+
+
+def load_model_state(model: SplitVgg19, state: ModelState) -> None:
+    """Copy the weights that `model_state` returned into a model in place; the arrays may be read-only."""
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
 
 
 def model_state(model: SplitVgg19) -> ModelState:

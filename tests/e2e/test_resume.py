@@ -86,13 +86,12 @@ def test_a_used_folder_and_another_spec_are_refused_and_nothing_is_lost(
 ) -> None:
     before = reference.weights
     job = workplace.job("tiny")
-    attempts = {
-        "holds a run already; continue it with --resume": launch("train", job, "--run-dir", reference.folder),
-        "begun with other settings (seed)": launch(
-            "train", job, "--set", "seed=8", "--run-dir", reference.folder, "--resume"
-        ),
+    attempts: dict[str, tuple[str, ...]] = {
+        "holds a run already; continue it with --resume": (),
+        "begun with other settings (seed)": ("--set", "seed=8", "--resume"),
     }
-    for message, command in attempts.items():
+    for message, options in attempts.items():  # one after the other: together, one may find the folder locked
+        command = launch("train", job, *options, "--run-dir", reference.folder)
         assert command.wait() == 1
         assert message in command.errors
         assert "Traceback" not in command.errors
