@@ -206,7 +206,7 @@ def overlay_heatmap(
     """Return the original image with the map laid over the region the network saw, uint8 BGR [H,W,3].
 
     cam_hw: 0..1, of `grad_cam`. box: left, top, right, bottom in the original (right and bottom excluded), as
-    `kernels.ops.crop_gray` gives it; None if the whole image was used. image_size: the spec's side S, which
+    `kernels.ops.crop` gives it; None if the whole image was used. image_size: the spec's side S, which
     tells where the map's cells lie. Opacity follows the strength (at most 65 %), so anatomy shows through and
     weak areas stay grey; outside the box the image is untouched. Smooth between cells: detail finer than a
     cell is not evidence.

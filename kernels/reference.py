@@ -47,8 +47,8 @@ def find_box(gray_HW: NDArray[np.uint8]) -> Box | None:
     return box
 
 
-def crop_gray(gray_HW: NDArray[np.uint8]) -> Crop:
-    """As kernels.ops.crop_gray."""
+def crop(gray_HW: NDArray[np.uint8]) -> Crop:
+    """As kernels.ops.crop, grey images only."""
     with _without_ipp():
         box = find_box(gray_HW)
         part = gray_HW if box is None else gray_HW[box.top : box.bottom, box.left : box.right]
@@ -56,31 +56,47 @@ def crop_gray(gray_HW: NDArray[np.uint8]) -> Crop:
     return Crop(crop_HW=resized.astype(np.uint8, copy=False), box=box)
 
 
-def finish(crops_NHW: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """As kernels.ops.finish."""
-    images_NCHW = np.empty((len(crops_NHW), 3, spec.size, spec.size), np.float32)
-    for image_CHW, crop_HW in zip(images_NCHW, crops_NHW, strict=True):
-        image_CHW[:] = normalize(color(crop_HW, spec.size), spec)
+def denoise(crops_NHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As kernels.ops.denoise."""
+    smooth_NHW = np.empty_like(crops_NHW)
+    with _without_ipp():
+        for smooth_HW, crop_HW in zip(smooth_NHW, crops_NHW, strict=True):
+            smooth_HW[:] = cv2.bilateralFilter(crop_HW, DENOISE_DIAMETER, DENOISE_SIGMA, DENOISE_SIGMA)
+    return smooth_NHW
+
+
+def color(smooth_NHW: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
+    """As kernels.ops.color."""
+    images_NCHW = np.empty((len(smooth_NHW), 3, spec.size, spec.size), np.float32)
+    for image_CHW, smooth_HW in zip(images_NCHW, smooth_NHW, strict=True):
+        image_CHW[:] = normalize(levels(smooth_HW, spec.size), spec)
     return images_NCHW
 
 
-def color(crop_HW: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Denoised, BONE-mapped and resized crop: uint8 [S, S, 3], blue green red (SEED steps 3 to 5)."""
+def finish(crops_NHW: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
+    """As kernels.ops.finish."""
+    return color(denoise(crops_NHW), spec)
+
+
+def levels(smooth_HW: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """BONE-mapped and resized smooth crop: uint8 [S, S, 3], blue green red (SEED steps 4 and 5)."""
     with _without_ipp():
-        smooth = cv2.bilateralFilter(crop_HW, DENOISE_DIAMETER, DENOISE_SIGMA, DENOISE_SIGMA)
-        mapped = cv2.applyColorMap(smooth, cv2.COLORMAP_BONE)
+        mapped = cv2.applyColorMap(smooth_HW, cv2.COLORMAP_BONE)
         resized = cv2.resize(mapped, (size, size), interpolation=cv2.INTER_LINEAR)
     return resized.astype(np.uint8, copy=False)
 
 
 def normalize(levels_HWC: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.float32]:
-    """(level * scale - mean) / std in float32, planes in the spec's channel order: float32 [3, S, S]."""
+    """Normalised levels, planes in the spec's channel order: float32 [3, S, S] (see Normalization)."""
     normalization = spec.normalization
-    mean_C = np.array(normalization.mean, np.float32)
-    std_C = np.array(normalization.std, np.float32)
+    scale, mean_C, std_C = (
+        np.asarray(value, np.float32).astype(np.float64)
+        for value in (normalization.scale, normalization.mean, normalization.std)
+    )
+    gain_C, offset_C = (scale / std_C).astype(np.float32), (-mean_C / std_C).astype(np.float32)
     ordered_HWC = levels_HWC if normalization.channel_order == "bgr" else levels_HWC[..., ::-1]
-    scaled_HWC = ordered_HWC.astype(np.float32) * np.float32(normalization.scale)
-    normalized_HWC = (scaled_HWC - mean_C) / std_C
+    # A float64 holds the product and nearly always the sum exactly, so the conversion at the end is the one rounding.
+    normalized_HWC = ordered_HWC.astype(np.float64) * gain_C + offset_C
     return np.ascontiguousarray(normalized_HWC.transpose(2, 0, 1), np.float32)
 
 
@@ -88,11 +104,11 @@ def preprocess(
     grays: Sequence[NDArray[np.uint8]], spec: PreprocessSpec
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """As kernels.ops.preprocess, one image after the other."""
-    crops = [crop_gray(gray) for gray in grays]
+    crops = [crop(gray) for gray in grays]
     crops_NHW = np.empty((len(crops), CROP_SIZE, CROP_SIZE), np.uint8)
-    for row_HW, crop in zip(crops_NHW, crops, strict=True):
-        row_HW[:] = crop.crop_HW
-    return finish(crops_NHW, spec), np.array([crop.box is not None for crop in crops], np.bool_)
+    for row_HW, one in zip(crops_NHW, crops, strict=True):
+        row_HW[:] = one.crop_HW
+    return finish(crops_NHW, spec), np.array([one.box is not None for one in crops], np.bool_)
 
 
 @contextmanager

@@ -46,8 +46,9 @@ class Crop:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Normalization:
-    """Maps BONE levels 0..255 to network input: (level * scale - mean[c]) / std[c] in float32.
+    """Maps BONE levels 0..255 to network input: (level * scale - mean[c]) / std[c].
 
+    Computed as gain * level + offset, rounded once, with gain = scale / std and offset = -mean / std in float32.
     c counts in channel_order, which is also the order of the output planes.
     """
 

@@ -19,7 +19,7 @@ from fl.evaluation.metrics import evaluate_paired
 from fl.runtime.cluster import num_cores
 from fl.types import Quarantined, Scan
 from kernels.decode import decode_gray
-from kernels.ops import crop_gray
+from kernels.ops import crop
 
 BATCH = 64
 
@@ -42,7 +42,7 @@ def predict_images(bundle_folder: Path, images: Sequence[Path], heatmap: Path | 
         if heatmap is not None:
             cam_hw = grad_cam(answer.class_maps_NChw[0], label)
             size = predictor.bundle.preprocess.size
-            heatmap.write_bytes(encode_png(overlay_heatmap(gray_HW, cam_hw, crop_gray(gray_HW).box, image_size=size)))
+            heatmap.write_bytes(encode_png(overlay_heatmap(gray_HW, cam_hw, crop(gray_HW).box, image_size=size)))
         yield {
             "image": str(path),
             "class": labels[label],

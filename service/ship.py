@@ -17,7 +17,7 @@ from fl.model.flat import FlatParameters, scatter
 from fl.model.vgg import SplitVgg19
 from fl.training.trainer import load_model_state
 from fl.types import CLASSES, Scan
-from kernels.ops import crop_gray, preprocess
+from kernels.ops import crop, preprocess
 from service.machine import software
 from service.runs import Run
 from service.start import Start, preprocess_spec
@@ -80,7 +80,7 @@ def write_samples(run: Run, bundle: Path, federation: Federation) -> list[dict[s
         overlay = overlay_heatmap(
             gray_HW,
             grad_cam(answers.class_maps_NChw[number], label),
-            crop_gray(gray_HW).box,
+            crop(gray_HW).box,
             image_size=predictor.bundle.preprocess.size,
         )
         image = folder / f"{number:02d}.png"

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl.data.scans import read_gray
+from fl.data.crops import AdmittedFile, CropBackend, smooth_crops
 from fl.data.store import ArrayStore
 from fl.model.speed import Execution
 from fl.model.vgg import NetworkSettings, SplitVgg19, feature_shape
 from fl.training.augment import View, apply_views
-from kernels.ops import crop_gray, finish
+from kernels.ops import color
 from kernels.spec import CROP_SIZE, PreprocessSpec
 
 PREFIX_BATCH = 16
@@ -58,11 +58,15 @@ class FeatureSource:
         preprocess: PreprocessSpec,
         store_root: Path,
         cached: bool,
+        crop_backend: CropBackend,
+        num_threads: int,
     ) -> None:
         self._model = model
         self._execution = execution
         self._preprocess = preprocess
-        self._crops = ArrayStore(store_root, f"crop|{preprocess.semantics}", (CROP_SIZE, CROP_SIZE), np.uint8)
+        self._crop_backend = crop_backend
+        self._num_threads = num_threads
+        self._crops = ArrayStore(store_root, f"smooth crop|{preprocess.semantics}", (CROP_SIZE, CROP_SIZE), np.uint8)
         self._store: ArrayStore | None = None
         if cached:
             channels, height, width = feature_shape(network, preprocess.size)
@@ -85,8 +89,8 @@ class FeatureSource:
 
     def prepare(self, requests: Sequence[Request]) -> int:
         """Fill the store with what is missing; return how many features were computed."""
+        self._prepare_crops(requests)
         if self._store is None:
-            self.crops(requests)
             return 0
         absent = self._store.missing([request.key for request in requests])
         for start in range(0, len(absent), PREFIX_BATCH):
@@ -96,18 +100,22 @@ class FeatureSource:
 
     def images(self, requests: Sequence[Request]) -> Tensor:
         """Return preprocessed images_NCHW float32 under their views, on the CPU."""
-        images = torch.from_numpy(finish(self.crops(requests), self._preprocess))
+        images = torch.from_numpy(color(self.crops(requests), self._preprocess, num_threads=self._num_threads))
         return apply_views(images, [request.view for request in requests])
 
     def crops(self, requests: Sequence[Request]) -> NDArray[np.uint8]:
-        """Return crops_NHW uint8, decoding the files of those that the store lacks."""
-        rows = self._crops.get(
-            [request.pixels_sha256 for request in requests],
-            lambda at: np.stack(
-                [crop_gray(read_gray(requests[i].path, requests[i].pixels_sha256)).crop_HW for i in at]
-            ),
-        )
-        return rows.astype(np.uint8, copy=False)
+        """Return smooth crops_NHW uint8 (kernels.ops.denoise), decoding the files of those that the store lacks."""
+        self._prepare_crops(requests)
+        return self._crops.get([request.pixels_sha256 for request in requests]).astype(np.uint8, copy=False)
+
+    def _prepare_crops(self, requests: Sequence[Request]) -> None:
+        absent = self._crops.missing([request.pixels_sha256 for request in requests])
+        files = [AdmittedFile(requests[position].path, requests[position].pixels_sha256) for position in absent]
+        stored = 0
+        for crops_NHW in smooth_crops(files, self._crop_backend, num_threads=self._num_threads):
+            keys = [file.pixels_sha256 for file in files[stored : stored + len(crops_NHW)]]
+            self._crops.put(keys, crops_NHW)
+            stored += len(crops_NHW)
 
     def _compute(self, requests: Sequence[Request]) -> NDArray[np.generic]:
         """Return rows [N, h, w, C], channels last because that is how the tail reads them."""

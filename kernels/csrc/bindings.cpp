@@ -12,6 +12,7 @@
 #include <string>
 
 #include "bone_table.h"
+#include "dispatch.h"
 #include "pipeline.h"
 
 namespace nb = nanobind;
@@ -19,10 +20,13 @@ using namespace nb::literals;
 
 namespace {
 
+using Image = nb::ndarray<const std::uint8_t, nb::device::cpu>;
 using Gray = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::device::cpu>;
 using Level = nb::ndarray<std::uint8_t, nb::ndim<2>, nb::device::cpu, nb::c_contig>;
 using Crops = nb::ndarray<const std::uint8_t, nb::shape<-1, 256, 256>, nb::device::cpu, nb::c_contig>;
-using Planes = nb::ndarray<float, nb::shape<-1, 3, -1, -1>, nb::device::cpu, nb::c_contig>;
+using CropsOut = nb::ndarray<std::uint8_t, nb::shape<-1, 256, 256>, nb::device::cpu, nb::c_contig>;
+template <class T>
+using Planes = nb::ndarray<T, nb::shape<-1, 3, -1, -1>, nb::device::cpu, nb::c_contig>;
 using Flags = nb::ndarray<bool, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 using Corners = std::tuple<std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t>;
 
@@ -31,16 +35,40 @@ constexpr int kMaxThreads = 256;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
-gliofed::GrayView view_of(const Gray& gray) {
-    const auto height = static_cast<std::ptrdiff_t>(gray.shape(0));
-    const auto width = static_cast<std::ptrdiff_t>(gray.shape(1));
+void require_size(std::ptrdiff_t height, std::ptrdiff_t width) {
     if (height < 1 || width < 1 || height > gliofed::kMaxSide || width > gliofed::kMaxSide ||
         height * width > gliofed::kMaxPixels) {
         refuse("image is " + std::to_string(height) + "x" + std::to_string(width) +
                ", expected sides of 1 to 2^20 and at most 2^30 pixels");
     }
+}
+
+gliofed::GrayView view_of(const Gray& gray) {
+    const auto height = static_cast<std::ptrdiff_t>(gray.shape(0));
+    const auto width = static_cast<std::ptrdiff_t>(gray.shape(1));
+    require_size(height, width);
     if (width > 1 && gray.stride(1) != 1) refuse("the pixels of an image row must be adjacent in memory");
     return {gray.data(), height, width, gray.stride(0)};
+}
+
+gliofed::ImageView view_of(const Image& image, gliofed::ChannelOrder order) {
+    if (image.ndim() != 2 && (image.ndim() != 3 || image.shape(2) != 3)) {
+        refuse("image must be grey [H, W] or colour [H, W, 3]");
+    }
+    const int channels = image.ndim() == 2 ? 1 : 3;
+    const auto height = static_cast<std::ptrdiff_t>(image.shape(0));
+    const auto width = static_cast<std::ptrdiff_t>(image.shape(1));
+    require_size(height, width);
+    const bool adjacent = (width == 1 || image.stride(1) == channels) && (channels == 1 || image.stride(2) == 1);
+    if (!adjacent) refuse("the pixels of an image row must be adjacent in memory");
+    return {image.data(), height, width, image.stride(0), channels, order};
+}
+
+std::vector<gliofed::ImageView> views_of(const std::vector<Image>& images, bool bgr) {
+    const auto order = bgr ? gliofed::ChannelOrder::kBgr : gliofed::ChannelOrder::kRgb;
+    std::vector<gliofed::ImageView> views;
+    for (const Image& image : images) views.push_back(view_of(image, order));
+    return views;
 }
 
 void require_threads(int num_threads) {
@@ -49,7 +77,14 @@ void require_threads(int num_threads) {
     }
 }
 
-std::ptrdiff_t require_planes(const Planes& out, std::size_t num_images) {
+void require_room(const CropsOut& out, std::size_t num_crops) {
+    if (out.shape(0) == num_crops) return;
+    refuse("output has room for " + std::to_string(out.shape(0)) + " crops, expected one for each of " +
+           std::to_string(num_crops) + " images");
+}
+
+template <class T>
+std::ptrdiff_t require_planes(const Planes<T>& out, std::size_t num_images) {
     if (out.shape(0) != num_images || out.shape(2) != out.shape(3) || out.shape(2) < 1 ||
         out.shape(2) > kMaxOutputSide) {
         refuse("output is [" + std::to_string(out.shape(0)) + ", 3, " + std::to_string(out.shape(2)) + ", " +
@@ -84,7 +119,7 @@ std::optional<Corners> largest_contour(const Gray& mask) {
         }
     }
     gliofed::ContourBuffers buffers;
-    return corners(gliofed::largest_contour_scalar(bits, buffers));
+    return corners(gliofed::ops().contour(bits, buffers));
 }
 
 void resize(const Gray& gray, const Level& out) {
@@ -94,60 +129,92 @@ void resize(const Gray& gray, const Level& out) {
     }
     const nb::gil_scoped_release unlocked;
     gliofed::ResizeBuffers buffers;
-    gliofed::resize_scalar(view, out.data(), static_cast<std::ptrdiff_t>(out.shape(0)),
-                           static_cast<std::ptrdiff_t>(out.shape(1)), buffers);
+    gliofed::ops().resize(view, out.data(), static_cast<std::ptrdiff_t>(out.shape(0)),
+                          static_cast<std::ptrdiff_t>(out.shape(1)), buffers);
 }
 
-void require_crop(const Level& level, const char* name) {
-    if (level.shape(0) != gliofed::kCropSide || level.shape(1) != gliofed::kCropSide) {
-        refuse(std::string(name) + " must be 256x256");
-    }
-}
-
-void denoise(const Gray& crop, const Level& out) {
-    const gliofed::GrayView view = view_of(crop);
-    require_crop(out, "out");
-    if (view.height != gliofed::kCropSide || view.width != gliofed::kCropSide ||
-        view.row_stride != gliofed::kCropSide || view.pixels == out.data()) {
-        refuse("crop must be 256x256, contiguous, and not the output itself");
-    }
+void denoise(const Crops& crops, const CropsOut& out, int num_threads) {
+    require_room(out, crops.shape(0));
+    require_threads(num_threads);
+    if (crops.data() == out.data()) refuse("the output must not be the input itself");
     const nb::gil_scoped_release unlocked;
-    gliofed::DenoiseBuffers buffers;
-    gliofed::denoise_scalar(view.pixels, out.data(), gliofed::kCropSide, buffers);
+    gliofed::denoise_batch(crops.data(), crops.shape(0), out.data(), num_threads);
 }
 
-std::optional<Corners> crop(const Gray& gray, const Level& out) {
-    const gliofed::GrayView view = view_of(gray);
-    require_crop(out, "out");
+void gray(const Image& image, const Level& out, bool bgr) {
+    const gliofed::ImageView view = views_of({image}, bgr).front();
+    if (view.channels != 3) refuse("image must be colour [H, W, 3]");
+    if (out.shape(0) != image.shape(0) || out.shape(1) != image.shape(1)) refuse("out must have the image's sides");
     const nb::gil_scoped_release unlocked;
-    gliofed::Workspace workspace;
-    return corners(gliofed::crop_image(view, out.data(), workspace));
+    gliofed::ops().gray(view, out.data());
 }
 
-void finish(const Crops& crops, const Planes& out, std::array<int, 3> channel, float scale, std::array<float, 3> mean,
-            std::array<float, 3> stddev, int num_threads) {
+std::vector<std::optional<Corners>> crop(const std::vector<Image>& images, const CropsOut& out, bool bgr,
+                                         int num_threads) {
+    require_room(out, images.size());
+    require_threads(num_threads);
+    const std::vector<gliofed::ImageView> views = views_of(images, bgr);
+    std::vector<std::optional<gliofed::Box>> boxes(views.size());
+    {
+        const nb::gil_scoped_release unlocked;
+        gliofed::crop_batch(views, out.data(), boxes, num_threads);
+    }
+    std::vector<std::optional<Corners>> result;
+    for (const auto& box : boxes) result.push_back(corners(box));
+    return result;
+}
+
+// Steps 3 to 5, or only 4 and 5: `run` says which.
+template <class T, class Stored, auto run>
+void to_planes(const Crops& crops, const Planes<Stored>& out, std::array<int, 3> channel, float scale,
+               std::array<float, 3> mean, std::array<float, 3> stddev, int num_threads) {
     const std::ptrdiff_t side = require_planes(out, crops.shape(0));
     require_threads(num_threads);
     const gliofed::Normalisation normalisation = normalisation_of(channel, scale, mean, stddev);
-    std::vector<const std::uint8_t*> pixels;
-    for (std::size_t i = 0; i < crops.shape(0); ++i) pixels.push_back(crops.data() + i * gliofed::kCropPixels);
     const nb::gil_scoped_release unlocked;
-    gliofed::finish_batch(pixels, normalisation, out.data(), side, num_threads);
+    run(crops.data(), crops.shape(0), normalisation, reinterpret_cast<T*>(out.data()), side, num_threads);
 }
 
-void preprocess(const std::vector<Gray>& grays, const Planes& out, const Flags& found, std::array<int, 3> channel,
-                float scale, std::array<float, 3> mean, std::array<float, 3> stddev, int num_threads) {
-    const std::ptrdiff_t side = require_planes(out, grays.size());
-    if (found.shape(0) != grays.size()) refuse("found must have one flag for each image");
+template <class T, class Stored>
+void preprocess(const std::vector<Image>& images, const Planes<Stored>& out, const Flags& found, bool bgr,
+                std::array<int, 3> channel, float scale, std::array<float, 3> mean, std::array<float, 3> stddev,
+                int num_threads) {
+    const std::ptrdiff_t side = require_planes(out, images.size());
+    if (found.shape(0) != images.size()) refuse("found must have one flag for each image");
     require_threads(num_threads);
     const gliofed::Normalisation normalisation = normalisation_of(channel, scale, mean, stddev);
-    std::vector<gliofed::GrayView> views;
-    for (const Gray& gray : grays) views.push_back(view_of(gray));
+    const std::vector<gliofed::ImageView> views = views_of(images, bgr);
     const nb::gil_scoped_release unlocked;
-    gliofed::preprocess_batch(views, normalisation, out.data(), found.data(), side, num_threads);
+    gliofed::preprocess_batch(views, normalisation, reinterpret_cast<T*>(out.data()), found.data(), side,
+                              num_threads);
+}
+
+const gliofed::Ops& named(const std::string& name) {
+    for (const gliofed::Ops& ops : gliofed::all_ops()) {
+        if (ops.name == name) return ops;
+    }
+    refuse("isa is '" + name + "', expected scalar, avx2 or avx512");
+}
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const gliofed::Ops& ops : gliofed::all_ops()) {
+        if (gliofed::supported(ops.isa)) names.emplace_back(ops.name);
+    }
+    return names;
 }
 
 nb::bytes bone_table() { return nb::bytes(gliofed::kBoneBgr.data(), sizeof gliofed::kBoneBgr); }
+
+template <class T, class Stored>
+void bind_outputs(nb::module_& m) {
+    m.def("finish", &to_planes<T, Stored, &gliofed::finish_batch<T>>, nb::arg("crops").noconvert(),
+          nb::arg("out").noconvert(), "channel"_a, "scale"_a, "mean"_a, "stddev"_a, "num_threads"_a);
+    m.def("color", &to_planes<T, Stored, &gliofed::colour_batch<T>>, nb::arg("crops").noconvert(),
+          nb::arg("out").noconvert(), "channel"_a, "scale"_a, "mean"_a, "stddev"_a, "num_threads"_a);
+    m.def("preprocess", &preprocess<T, Stored>, nb::arg("images").noconvert(), nb::arg("out").noconvert(),
+          nb::arg("found").noconvert(), "bgr"_a, "channel"_a, "scale"_a, "mean"_a, "stddev"_a, "num_threads"_a);
+}
 
 }  // namespace
 
@@ -155,15 +222,17 @@ NB_MODULE(_C, m) {
     m.doc() = "Compiled preprocessing; use it through kernels.ops, which allocates and explains.";
     m.attr("MAX_SIDE") = gliofed::kMaxSide;
     m.attr("MAX_PIXELS") = gliofed::kMaxPixels;
-    m.attr("MAX_OUTPUT_SIDE") = kMaxOutputSide;
     m.attr("MAX_THREADS") = kMaxThreads;
     m.def("bone_table", &bone_table);
     m.def("largest_contour", &largest_contour, nb::arg("mask").noconvert());
     m.def("resize", &resize, nb::arg("gray").noconvert(), nb::arg("out").noconvert());
-    m.def("denoise", &denoise, nb::arg("crop").noconvert(), nb::arg("out").noconvert());
-    m.def("crop", &crop, nb::arg("gray").noconvert(), nb::arg("out").noconvert());
-    m.def("finish", &finish, nb::arg("crops").noconvert(), nb::arg("out").noconvert(), "channel"_a, "scale"_a,
-          "mean"_a, "stddev"_a, "num_threads"_a);
-    m.def("preprocess", &preprocess, nb::arg("grays").noconvert(), nb::arg("out").noconvert(),
-          nb::arg("found").noconvert(), "channel"_a, "scale"_a, "mean"_a, "stddev"_a, "num_threads"_a);
+    m.def("denoise", &denoise, nb::arg("crops").noconvert(), nb::arg("out").noconvert(), "num_threads"_a);
+    m.def("gray", &gray, nb::arg("image").noconvert(), nb::arg("out").noconvert(), "bgr"_a);
+    m.def("crop", &crop, nb::arg("images").noconvert(), nb::arg("out").noconvert(), "bgr"_a, "num_threads"_a);
+    // The overload is chosen by the output's dtype; uint16 holds the bits of bfloat16, which NumPy does not know.
+    bind_outputs<float, float>(m);
+    bind_outputs<gliofed::Bfloat16, std::uint16_t>(m);
+    m.def("isas", &isas);
+    m.def("isa", [] { return std::string(gliofed::ops().name); });
+    m.def("use_isa", [](const std::string& name) { gliofed::use_isa(named(name).isa); }, "name"_a);
 }

@@ -6,18 +6,13 @@
 #include <vector>
 
 #include "bit_mask.h"
+#include "buffer.h"
 #include "image.h"
 
 namespace gliofed {
 
-// Adjacent foreground pixels [first, last] of one row.
-struct Run {
-    std::int32_t first;
-    std::int32_t last;
-    std::int32_t component;
-};
-
-// One 8-connected component; `start` is its first pixel in reading order, bounds are inclusive.
+// One 8-connected component; `start` is its first pixel in reading order, bounds are inclusive, `squares` counts
+// the blocks of two by two pixels that are wholly its own.
 struct Component {
     std::int32_t start_x;
     std::int32_t start_y;
@@ -25,11 +20,11 @@ struct Component {
     std::int32_t max_x;
     std::int32_t max_y;
     std::int32_t parent;
+    std::int64_t squares;
 };
 
 struct ContourBuffers {
-    std::vector<Run> runs_above;
-    std::vector<Run> runs_here;
+    AlignedBuffer<std::int32_t> runs;
     std::vector<Component> components;
 };
 
@@ -39,5 +34,6 @@ struct ContourBuffers {
 // extreme column and row themselves, so the half-open box leaves them out and is empty for a single pixel.
 // No value when the mask has no foreground.
 std::optional<Box> largest_contour_scalar(const BitMask& mask, ContourBuffers& buffers);
+std::optional<Box> largest_contour_avx2(const BitMask& mask, ContourBuffers& buffers);
 
 }  // namespace gliofed

@@ -1,5 +1,5 @@
 #pragma once
-// The two nouns that every op shares: a view on one 8-bit grey image, and a box inside it.
+// The nouns that every op shares: views on 8-bit images, and a box inside one.
 
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +16,20 @@ struct GrayView {
     std::ptrdiff_t height;
     std::ptrdiff_t width;
     std::ptrdiff_t row_stride;
+
+    const std::uint8_t* row(std::ptrdiff_t y) const { return pixels + y * row_stride; }
+};
+
+enum class ChannelOrder { kBgr, kRgb };
+
+// Grey (one byte a pixel) or colour (three, interleaved), rows as in GrayView.
+struct ImageView {
+    const std::uint8_t* pixels;
+    std::ptrdiff_t height;
+    std::ptrdiff_t width;
+    std::ptrdiff_t row_stride;
+    int channels;
+    ChannelOrder order;
 
     const std::uint8_t* row(std::ptrdiff_t y) const { return pixels + y * row_stride; }
 };

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <exception>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -30,7 +32,13 @@ void parallel_for(std::size_t num_items, int num_threads, const Work& work) {
     {
         std::vector<std::jthread> helpers;
         for (std::size_t t = 1; t < static_cast<std::size_t>(num_threads) && t < num_items; ++t) {
-            helpers.emplace_back(run);
+            try {
+                helpers.emplace_back(run);
+            } catch (const std::system_error& error) {
+                next = num_items;  // those that were started stop at their next item
+                throw std::system_error(error.code(), "cannot start thread " + std::to_string(t + 1) + " of " +
+                                                          std::to_string(num_threads) + ", ask for fewer");
+            }
         }
         run();
     }

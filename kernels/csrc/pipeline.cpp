@@ -1,40 +1,110 @@
 #include "pipeline.h"
 
+#include "dispatch.h"
 #include "parallel.h"
 
 namespace gliofed {
+namespace {
 
-std::optional<Box> crop_image(const GrayView& image, std::uint8_t* crop, Workspace& workspace) {
-    foreground_scalar(image, workspace.mask, workspace.foreground);
-    std::optional<Box> box = largest_contour_scalar(workspace.mask, workspace.contour);
+GrayView gray_of(const ImageView& image, const Ops& ops, Workspace& workspace) {
+    if (image.channels == 1) return {image.pixels, image.height, image.width, image.row_stride};
+    std::uint8_t* gray = workspace.gray.at_least(static_cast<std::size_t>(image.height * image.width));
+    ops.gray(image, gray);
+    return {gray, image.height, image.width, image.width};
+}
+
+template <class T>
+bool streams(std::size_t num_images, std::ptrdiff_t side) {
+    return num_images * static_cast<std::size_t>(3 * side * side) * sizeof(T) > kStreamedBytes;
+}
+
+}  // namespace
+
+std::optional<Box> crop_image(const ImageView& image, std::uint8_t* crop, const Ops& ops, Workspace& workspace) {
+    const GrayView gray = gray_of(image, ops, workspace);
+    ops.foreground(gray, workspace.mask, workspace.foreground);
+    std::optional<Box> box = ops.contour(workspace.mask, workspace.contour);
     if (box && box->empty()) box.reset();
-    const GrayView source = box ? view_of(image, *box) : image;
-    resize_scalar(source, crop, kCropSide, kCropSide, workspace.resize);
+    ops.resize(box ? view_of(gray, *box) : gray, crop, kCropSide, kCropSide, workspace.resize);
     return box;
 }
 
-void finish_crop(const std::uint8_t* crop, const Normalisation& normalisation, float* out, std::ptrdiff_t side,
+template <class T>
+void finish_crop(const std::uint8_t* crop, const LevelTables<T>& tables, T* out, std::ptrdiff_t side, const Ops& ops,
                  Workspace& workspace) {
-    workspace.smooth.resize(kCropPixels);
-    denoise_scalar(crop, workspace.smooth.data(), kCropSide, workspace.denoise);
-    colour_scalar(workspace.smooth.data(), kCropSide, normalisation, out, side, workspace.colour);
+    std::uint8_t* smooth = workspace.smooth.at_least(kCropPixels);
+    ops.denoise(crop, smooth, kCropSide, workspace.denoise);
+    ops.colour<T>()(smooth, kCropSide, tables, out, side, workspace.colour);
 }
 
-void finish_batch(std::span<const std::uint8_t* const> crops, const Normalisation& normalisation, float* out,
-                  std::ptrdiff_t side, int num_threads) {
-    parallel_for<Workspace>(crops.size(), num_threads, [&](std::size_t i, Workspace& workspace) {
-        finish_crop(crops[i], normalisation, out + static_cast<std::ptrdiff_t>(i) * 3 * side * side, side, workspace);
-    });
-}
+// Every batch takes its twins once, whatever use_isa does meanwhile: a workspace serves one ISA.
 
-void preprocess_batch(std::span<const GrayView> images, const Normalisation& normalisation, float* out, bool* found,
-                      std::ptrdiff_t side, int num_threads) {
+void crop_batch(std::span<const ImageView> images, std::uint8_t* crops, std::span<std::optional<Box>> boxes,
+                int num_threads) {
+    const Ops& twins = ops();
     parallel_for<Workspace>(images.size(), num_threads, [&](std::size_t i, Workspace& workspace) {
-        workspace.crop.resize(kCropPixels);
-        found[i] = crop_image(images[i], workspace.crop.data(), workspace).has_value();
-        float* planes = out + static_cast<std::ptrdiff_t>(i) * 3 * side * side;
-        finish_crop(workspace.crop.data(), normalisation, planes, side, workspace);
+        boxes[i] = crop_image(images[i], crops + i * kCropPixels, twins, workspace);
     });
 }
+
+void denoise_batch(const std::uint8_t* crops, std::size_t num_crops, std::uint8_t* smooth, int num_threads) {
+    const Ops& twins = ops();
+    parallel_for<Workspace>(num_crops, num_threads, [&](std::size_t i, Workspace& workspace) {
+        twins.denoise(crops + i * kCropPixels, smooth + i * kCropPixels, kCropSide, workspace.denoise);
+    });
+}
+
+template <class T>
+void colour_batch(const std::uint8_t* smooth, std::size_t num_crops, const Normalisation& normalisation, T* out,
+                  std::ptrdiff_t side, int num_threads) {
+    const LevelTables<T> tables(normalisation);
+    const bool stream = streams<T>(num_crops, side);
+    const Ops& twins = ops();
+    parallel_for<Workspace>(num_crops, num_threads, [&](std::size_t i, Workspace& workspace) {
+        workspace.colour.stream = stream;
+        T* planes = out + static_cast<std::ptrdiff_t>(i) * 3 * side * side;
+        twins.colour<T>()(smooth + i * kCropPixels, kCropSide, tables, planes, side, workspace.colour);
+    });
+}
+
+template <class T>
+void finish_batch(const std::uint8_t* crops, std::size_t num_crops, const Normalisation& normalisation, T* out,
+                  std::ptrdiff_t side, int num_threads) {
+    const LevelTables<T> tables(normalisation);
+    const bool stream = streams<T>(num_crops, side);
+    const Ops& twins = ops();
+    parallel_for<Workspace>(num_crops, num_threads, [&](std::size_t i, Workspace& workspace) {
+        workspace.colour.stream = stream;
+        T* planes = out + static_cast<std::ptrdiff_t>(i) * 3 * side * side;
+        finish_crop(crops + i * kCropPixels, tables, planes, side, twins, workspace);
+    });
+}
+
+template <class T>
+void preprocess_batch(std::span<const ImageView> images, const Normalisation& normalisation, T* out, bool* found,
+                      std::ptrdiff_t side, int num_threads) {
+    const LevelTables<T> tables(normalisation);
+    const bool stream = streams<T>(images.size(), side);
+    const Ops& twins = ops();
+    parallel_for<Workspace>(images.size(), num_threads, [&](std::size_t i, Workspace& workspace) {
+        workspace.colour.stream = stream;
+        std::uint8_t* crop = workspace.crop.at_least(kCropPixels);
+        found[i] = crop_image(images[i], crop, twins, workspace).has_value();
+        T* planes = out + static_cast<std::ptrdiff_t>(i) * 3 * side * side;
+        finish_crop(crop, tables, planes, side, twins, workspace);
+    });
+}
+
+template void finish_crop(const std::uint8_t*, const LevelTables<float>&, float*, std::ptrdiff_t, const Ops&,
+                          Workspace&);
+template void finish_crop(const std::uint8_t*, const LevelTables<Bfloat16>&, Bfloat16*, std::ptrdiff_t, const Ops&,
+                          Workspace&);
+template void colour_batch(const std::uint8_t*, std::size_t, const Normalisation&, float*, std::ptrdiff_t, int);
+template void colour_batch(const std::uint8_t*, std::size_t, const Normalisation&, Bfloat16*, std::ptrdiff_t, int);
+template void finish_batch(const std::uint8_t*, std::size_t, const Normalisation&, float*, std::ptrdiff_t, int);
+template void finish_batch(const std::uint8_t*, std::size_t, const Normalisation&, Bfloat16*, std::ptrdiff_t, int);
+template void preprocess_batch(std::span<const ImageView>, const Normalisation&, float*, bool*, std::ptrdiff_t, int);
+template void preprocess_batch(std::span<const ImageView>, const Normalisation&, Bfloat16*, bool*, std::ptrdiff_t,
+                               int);
 
 }  // namespace gliofed

@@ -29,7 +29,7 @@ from export.predictor import (
     softmax,
 )
 from kernels.decode import UnreadableImage
-from kernels.ops import crop_gray, preprocess
+from kernels.ops import crop, preprocess
 from kernels.spec import Box, Normalization, PreprocessSpec
 
 LABELS = ("glioma", "meningioma", "notumor", "pituitary")
@@ -230,7 +230,7 @@ def test_a_zero_map_changes_nothing_and_weak_areas_stay_grey() -> None:
 
 def test_the_map_lies_on_the_crop_and_nothing_outside_is_touched() -> None:
     gray = make_head(200, 150)
-    box = crop_gray(gray).box
+    box = crop(gray).box
     assert box is not None
     picture = overlay_heatmap(gray, np.ones((3, 3), np.float32), box, image_size=48)
     assert picture.shape == (200, 150, 3) and picture.dtype == np.uint8

@@ -1,34 +1,66 @@
 #include "colour.h"
 
-#include <cstddef>
+#include <bit>
+#include <cmath>
 
 #include "bone_table.h"
 
 namespace gliofed {
+namespace {
 
-void colour_scalar(const std::uint8_t* gray, std::ptrdiff_t source_side, const Normalisation& normalisation,
-                   float* out, std::ptrdiff_t side, ColourBuffers& buffers) {
-    const std::ptrdiff_t num_source = source_side * source_side;
-    const std::ptrdiff_t num_out = side * side;
-    buffers.mapped.resize(static_cast<std::size_t>(num_source));
-    buffers.levels.resize(static_cast<std::size_t>(num_out));
-    const GrayView mapped{buffers.mapped.data(), source_side, source_side, source_side};
+template <class T>
+T convert(float value);
+
+template <>
+float convert<float>(float value) {
+    return value;
+}
+
+template <>
+Bfloat16 convert<Bfloat16>(float value) {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    return static_cast<Bfloat16>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
+}
+
+}  // namespace
+
+template <class T>
+LevelTables<T>::LevelTables(const Normalisation& normalisation) {
     for (std::size_t c = 0; c < 3; ++c) {
-        const auto channel = static_cast<std::size_t>(normalisation.channel[c]);
-        std::array<std::uint8_t, 256> table{};
-        for (std::size_t level = 0; level < 256; ++level) table[level] = kBoneBgr[level][channel];
-        for (std::ptrdiff_t i = 0; i < num_source; ++i) buffers.mapped[static_cast<std::size_t>(i)] = table[gray[i]];
-        resize_scalar(mapped, buffers.levels.data(), side, side, buffers.resize);
-        // Not folded into one multiply-add: the division keeps float32 equal to NumPy's.
-        const float scale = normalisation.scale;
-        const float mean = normalisation.mean[c];
-        const float stddev = normalisation.stddev[c];
-        const std::uint8_t* levels = buffers.levels.data();
-        float* plane = out + static_cast<std::ptrdiff_t>(c) * num_out;
-        for (std::ptrdiff_t i = 0; i < num_out; ++i) {
-            plane[i] = (static_cast<float>(levels[i]) * scale - mean) / stddev;
+        const double stddev = normalisation.stddev[c];
+        gain[c] = static_cast<float>(normalisation.scale / stddev);
+        offset[c] = static_cast<float>(-normalisation.mean[c] / stddev);
+        for (std::size_t level = 0; level < 256; ++level) {
+            bone[c][level] = kBoneBgr[level][static_cast<std::size_t>(normalisation.channel[c])];
+            value[c][level] = convert<T>(std::fma(gain[c], static_cast<float>(level), offset[c]));
+            if constexpr (sizeof(T) == 2) {
+                const auto bits = static_cast<std::uint16_t>(value[c][level]);
+                value_bytes[c][0][level] = static_cast<std::uint8_t>(bits & 0xFF);
+                value_bytes[c][1][level] = static_cast<std::uint8_t>(bits >> 8);
+            }
         }
     }
 }
+
+template <class T>
+void colour_scalar(const std::uint8_t* gray, std::ptrdiff_t source_side, const LevelTables<T>& tables, T* out,
+                   std::ptrdiff_t side, ColourBuffers& buffers) {
+    const std::ptrdiff_t num_source = source_side * source_side;
+    const std::ptrdiff_t num_out = side * side;
+    std::uint8_t* mapped = buffers.mapped.at_least(static_cast<std::size_t>(num_source));
+    std::uint8_t* levels = buffers.levels.at_least(static_cast<std::size_t>(num_out));
+    for (std::size_t c = 0; c < 3; ++c) {
+        for (std::ptrdiff_t i = 0; i < num_source; ++i) mapped[i] = tables.bone[c][gray[i]];
+        resize_scalar({mapped, source_side, source_side, source_side}, levels, side, side, buffers.resize);
+        for (std::ptrdiff_t i = 0; i < num_out; ++i) *out++ = tables.value[c][levels[i]];
+    }
+}
+
+template struct LevelTables<float>;
+template struct LevelTables<Bfloat16>;
+template void colour_scalar(const std::uint8_t*, std::ptrdiff_t, const LevelTables<float>&, float*, std::ptrdiff_t,
+                            ColourBuffers&);
+template void colour_scalar(const std::uint8_t*, std::ptrdiff_t, const LevelTables<Bfloat16>&, Bfloat16*,
+                            std::ptrdiff_t, ColourBuffers&);
 
 }  // namespace gliofed

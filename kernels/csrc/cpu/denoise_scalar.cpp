@@ -52,11 +52,10 @@ void filter_row(const std::uint8_t* up, const std::uint8_t* here, const std::uin
 
 void denoise_scalar(const std::uint8_t* in, std::uint8_t* out, std::ptrdiff_t side, DenoiseBuffers& buffers) {
     const auto length = static_cast<std::size_t>(side);
-    buffers.weight_up.resize(length);
-    buffers.weight_down.resize(length);
-    buffers.weight_across.resize(length + 1);
-    buffers.padded.resize(length + 2);
-    std::uint8_t* here = buffers.padded.data() + 1;
+    float* weight_up = buffers.weights.at_least(3 * length + 1);
+    float* weight_down = weight_up + side;
+    float* weight_across = weight_down + side;
+    std::uint8_t* here = buffers.pixels.at_least(length + 2) + 1;
     for (std::ptrdiff_t y = 0; y < side; ++y) {
         const std::uint8_t* up = in + (y > 0 ? y - 1 : 1) * side;
         const std::uint8_t* down = in + (y + 1 < side ? y + 1 : side - 2) * side;
@@ -64,13 +63,11 @@ void denoise_scalar(const std::uint8_t* in, std::uint8_t* out, std::ptrdiff_t si
         here[-1] = here[1];
         here[side] = here[side - 2];
         // Weights are symmetric: those to the row below are the next row's weights to the row above.
-        if (y == 0) weigh(here, up, buffers.weight_up.data(), side);
-        weigh(here, down, buffers.weight_down.data(), side);
-        weigh(here - 1, here, buffers.weight_across.data(), side + 1);
-        const float* across = buffers.weight_across.data();
-        filter_row(up, here, down, {buffers.weight_up.data(), across, across + 1, buffers.weight_down.data()},
-                   out + y * side, side);
-        std::swap(buffers.weight_up, buffers.weight_down);
+        if (y == 0) weigh(here, up, weight_up, side);
+        weigh(here, down, weight_down, side);
+        weigh(here - 1, here, weight_across, side + 1);
+        filter_row(up, here, down, {weight_up, weight_across, weight_across + 1, weight_down}, out + y * side, side);
+        std::swap(weight_up, weight_down);
     }
 }
 

@@ -9,15 +9,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "pack_row reads eight pixels as one integer");
 
-// The blur's rounded level (sum + 8) >> 4 exceeds the threshold exactly when the sum reaches this.
-constexpr int kSmallestSum = (kForegroundLevel + 1) * 16 - 8;
-
-std::ptrdiff_t reflect(std::ptrdiff_t i, std::ptrdiff_t length) {
-    if (length == 1) return 0;
-    if (i < 0) return -i;
-    return i < length ? i : 2 * length - 2 - i;
-}
-
 // Eight bytes of 0 or 1 become eight bits: the product gathers byte i at bit 56 + i, free of carries.
 void pack_row(const std::uint8_t* above, std::uint64_t* words, std::ptrdiff_t words_per_row) {
     for (std::ptrdiff_t j = 0; j < words_per_row; ++j) {
@@ -33,10 +24,10 @@ void pack_row(const std::uint8_t* above, std::uint64_t* words, std::ptrdiff_t wo
 
 void blur_and_threshold(const GrayView& image, BitMask& mask, ForegroundBuffers& buffers) {
     const std::ptrdiff_t width = image.width;
-    buffers.column_sums.resize(static_cast<std::size_t>(width + 2));
-    buffers.above.assign(static_cast<std::size_t>(64 * mask.words_per_row), 0);
-    std::uint16_t* sums = buffers.column_sums.data() + 1;
-    std::uint8_t* above = buffers.above.data();
+    const std::ptrdiff_t padded_width = 64 * mask.words_per_row;
+    std::uint16_t* sums = buffers.column_sums.at_least(static_cast<std::size_t>(width + 2)) + 1;
+    std::uint8_t* above = buffers.scratch.at_least(static_cast<std::size_t>(padded_width));
+    std::fill(above + width, above + padded_width, std::uint8_t{0});
     for (std::ptrdiff_t y = 0; y < image.height; ++y) {
         const std::uint8_t* up = image.row(reflect(y - 1, image.height));
         const std::uint8_t* here = image.row(y);
@@ -48,7 +39,7 @@ void blur_and_threshold(const GrayView& image, BitMask& mask, ForegroundBuffers&
         sums[width] = sums[reflect(width, width)];
         for (std::ptrdiff_t x = 0; x < width; ++x) {
             const auto sum = static_cast<std::uint16_t>(sums[x - 1] + 2 * sums[x] + sums[x + 1]);
-            above[x] = sum >= kSmallestSum;
+            above[x] = sum >= kSmallestForegroundSum;
         }
         pack_row(above, mask.row(y), mask.words_per_row);
     }
