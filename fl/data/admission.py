@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fl.data.layout import LabelledFile
 from fl.data.phash import perceptual_hash
 from fl.types import Quarantined, Scan
-from kernels.decode import DecodeLimits, UnreadableImage, decode_gray
+from kernels.decode import DECODER, DecodeLimits, UnreadableImage, decode_gray
 
 _LOG = logging.getLogger(__name__)
 _INVENTORY_FORMAT = 1
@@ -225,7 +224,7 @@ def _inventory_header(settings: AdmissionSettings, body: str) -> dict[str, objec
     """What must agree for an inventory to be used; the decoder's version too, for it decides the pixels."""
     return {
         "format": _INVENTORY_FORMAT,
-        "decoder": cv2.__version__,
+        "decoder": DECODER,
         "limits": settings.model_dump(exclude={"num_threads"}),
         "body_sha256": hashlib.sha256(body.encode()).hexdigest(),
     }
