@@ -1,12 +1,18 @@
-# gliofed: `make run` and `make test` need Python 3.11, git, make and a C++ compiler; all else they install.
+# gliofed: `make run` and `make test` need Python 3.11, git, make and a C++20 compiler; all else they install.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 KERNEL_SOURCES := $(wildcard CMakeLists.txt kernels/csrc/*.* kernels/csrc/*/*.*)
+# The DALI plugin is built against DALI and CUDA's headers in the environment itself, which pip's isolated builds hide.
+BUILD_NEEDS := scikit-build-core nanobind cmake ninja nvidia-dali-cuda130 'cuda-toolkit[cudart,crt,cccl]'
+SUITE ?= kernels
+SANITIZED := build/sanitize/.installed
+SECONDS := 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format lock clean
+.PHONY: help setup run test sanitize fuzz lint format bench lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +21,8 @@ setup: $(STAMP) ## Make .venv: pinned dependencies, compiled kernels, the comman
 
 $(STAMP): pyproject.toml requirements.lock $(KERNEL_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	$(INSTALL) --constraint requirements.lock $(BUILD_NEEDS)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(INSTALL) --constraint requirements.lock --no-build-isolation --editable '.[dev,dali]'
 	touch $(STAMP)
 
 run: setup ## Train the demo on embedded data: at most 5 minutes on 2 cores
@@ -23,6 +30,25 @@ run: setup ## Train the demo on embedded data: at most 5 minutes on 2 cores
 
 test: setup ## Run all tests
 	$(BIN)/python -m pytest
+
+# A second build of the package kernels, beside which nothing of ours is installed: -S leaves out the editable one.
+# NumPy's and Python's own memory must come from the sanitizer's malloc, hence the preloaded libraries.
+$(SANITIZED): $(STAMP) $(wildcard kernels/*.py tests/kernels/native/*.*)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(INSTALL) --no-build-isolation --no-deps --upgrade --target build/sanitize/tree \
+	  --config-settings=build-dir=build/sanitize/cmake --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=cmake.define.GLIOFED_SANITIZE=ON --config-settings=wheel.packages=kernels .
+	touch $(SANITIZED)
+
+sanitize: $(SANITIZED) ## The kernels' tests and 15 s of fuzzing under AddressSanitizer and UBSan
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	export PYTHONPATH=$(CURDIR)/build/sanitize/tree:$(CURDIR):$$site PYTHONMALLOC=malloc; \
+	export ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=268435456 UBSAN_OPTIONS=print_stacktrace=1; \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  $(BIN)/python -P -S -m pytest -p no:cacheprovider tests/kernels $(ARGS)
+	cd build/sanitize && cmake/gliofed_fuzz 15
+
+fuzz: $(SANITIZED) ## Random images through all twins of the kernels: make fuzz SECONDS=600
+	cd build/sanitize && cmake/gliofed_fuzz $(SECONDS)
 
 lint: setup ## Style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -34,9 +60,13 @@ format: setup ## Format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: setup ## Measure a suite against its peers: make bench SUITE=kernels [ARGS=--check]
+	$(BIN)/python -m benchmarks $(SUITE) $(ARGS)
+
 lock: ## Resolve the newest allowed versions in a new environment and write requirements.lock
 	rm -rf build/lock-venv && $(PYTHON) -m venv build/lock-venv
-	build/lock-venv/bin/pip install --quiet --editable '.[dev]'
+	build/lock-venv/bin/pip install --quiet $(BUILD_NEEDS)
+	PATH=$(CURDIR)/build/lock-venv/bin:$$PATH build/lock-venv/bin/pip install --quiet --no-build-isolation --editable '.[dev,dali]'
 	{ echo '# Exact versions of everything that make setup installs (pip constraints). Refresh: make lock'; \
 	  build/lock-venv/bin/pip freeze --exclude-editable; } > requirements.lock
 

@@ -6,6 +6,7 @@ on disk (sysexits' EX_TEMPFAIL: run again with --resume).
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -149,6 +150,13 @@ def explain(job: JobFile, overrides: Overrides = []) -> None:  # noqa: B006
 
 def main() -> None:
     """Run the command line; deliberate failures print one message and set the exit code."""
+    try:
+        importlib.import_module("kernels._C")
+    except ImportError as error:
+        _fail(
+            ImportError(f"gliofed's compiled kernels are missing or for another Python ({error}): make setup"),
+            EXIT_FAULT,
+        )
     from export.errors import ExportError
     from fl.errors import GliofedError, Stopped
     from kernels.decode import UnreadableImage

@@ -33,9 +33,19 @@ def examine() -> list[Finding]:
 
 
 def _kernels() -> Finding:
-    import kernels.ops  # its import loads the compiled module, or tells why it cannot
+    from kernels import dispatch
 
-    return Finding(what="compiled kernels", here=f"yes ({kernels.ops.__name__})", meaning="preprocessing in C++")
+    isas = dispatch.isas()
+    meaning = "preprocessing in C++" if len(isas) > 1 else "preprocessing in C++, several times slower than with AVX2"
+    return Finding(what="compiled kernels", here=f"{dispatch.isa()} (of {', '.join(isas)})", meaning=meaning)
+
+
+def _cuda_kernels() -> Finding:
+    from kernels import cuda
+
+    usable, reason = cuda.available()
+    meaning = "kernels.cuda and torch.ops.gliofed preprocess on the GPU" if usable else reason
+    return Finding(what="CUDA kernels", here=_yes(usable), meaning=meaning)
 
 
 def _cpu() -> Finding:
@@ -64,7 +74,7 @@ def _cuda() -> Finding:
 
 def _nvcc() -> Finding:
     found = shutil.which("nvcc")
-    meaning = "CUDA sources can be compiled here" if found else "nothing to do: no part of this version needs it"
+    meaning = "make setup builds the CUDA kernels" if found else "CUDA kernels are left out of the build; no other loss"
     return Finding(what="CUDA compiler (nvcc)", here=found or "no", meaning=meaning)
 
 
@@ -78,7 +88,13 @@ def _providers() -> Finding:
 
 
 def _dali() -> Finding:
-    return _package("nvidia.dali", "NVIDIA DALI", "data is decoded by OpenCV on the CPU, which always works")
+    from kernels import dali
+
+    usable, reason = dali.available()
+    on_gpu, gpu_reason = dali.available("gpu")
+    here = "CPU and GPU" if on_gpu else "CPU" if usable else "no"
+    gpu = "" if on_gpu else f"; kernels.dali has no GPU: {gpu_reason}"
+    return Finding(what="NVIDIA DALI", here=here, meaning=f"preprocess.backend may be dali{gpu}" if usable else reason)
 
 
 def _tensorrt() -> Finding:
@@ -114,6 +130,7 @@ def _yes(found: bool) -> str:
 
 PROBES: tuple[Callable[[], Finding], ...] = (
     _kernels,
+    _cuda_kernels,
     _cpu,
     _bfloat16,
     _cuda,

@@ -63,6 +63,7 @@ def trainer_setup(spec: JobSpec, state: ModelState, *, store_root: Path, num_thr
         augment=spec.fl.augment,
         local=spec.fl.local,
         store_root=store_root,
+        crop_backend=spec.preprocess.backend,
         seed=spec.seed,
         num_threads=num_threads,
         state=state,

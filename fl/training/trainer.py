@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl.data.crops import CropBackendSetting, resolve_backend
 from fl.model.features import FeatureSource, Request
 from fl.model.flat import FlatParameters, gather, scatter
 from fl.model.speed import SpeedSettings, place, resolve_execution
@@ -25,6 +26,8 @@ from fl.training.augment import IDENTITY, AugmentSettings, draw_view
 from fl.training.local import LocalSettings, Schedule, TrainingSummary, predict, train
 from fl.training.warmup import WarmupSettings
 from fl.types import Scan, Site
+from kernels.decode import DECODER
+from kernels.dispatch import isa
 from kernels.spec import PreprocessSpec
 
 ModelState = dict[str, NDArray[np.float32]]
@@ -43,6 +46,7 @@ class TrainerSetup:
     augment: AugmentSettings
     local: LocalSettings
     store_root: Path
+    crop_backend: CropBackendSetting
     seed: int
     num_threads: int
     state: ModelState
@@ -79,6 +83,8 @@ class SiteTrainer:
             "precision": str(execution.dtype).removeprefix("torch."),
             "compiled": str(execution.compiled),
             "threads": str(torch.get_num_threads()),
+            "preprocessing": f"{resolve_backend(self._setup.crop_backend)}, {isa()}",
+            "decoder": DECODER,
         }
 
     def prepare(self, scans: Sequence[Scan], views: Sequence[int] | None) -> int:
@@ -150,6 +156,8 @@ class SiteTrainer:
             preprocess=setup.preprocess,
             store_root=setup.store_root,
             cached=cached,
+            crop_backend=resolve_backend(setup.crop_backend),
+            num_threads=setup.num_threads,
         )
 
     def _request(self, scan: Scan, view: int | None) -> Request:

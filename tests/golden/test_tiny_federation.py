@@ -96,6 +96,7 @@ def make_trainer(state: ModelState, store_root: Path) -> SiteTrainer:
             augment=AugmentSettings(views=2),
             local=LocalSettings(epochs=1, batch_size=8, learning_rate=3e-4),
             store_root=store_root,
+            crop_backend="auto",
             seed=SEED,
             num_threads=1,
             state=state,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fl.data.admission import AdmissionSettings, admit
+from fl.data.crops import CropBackend
 from fl.data.layout import LabelledFile
 from fl.errors import DataError
 from fl.model.features import PREFIX_BATCH, FeatureSource, Request, prefix_digest
@@ -57,7 +58,13 @@ def make_model(seed: int = 1, network: NetworkSettings = NETWORK) -> SplitVgg19:
 
 
 def make_source(
-    root: Path, *, cached: bool, precision: str = "float32", model: SplitVgg19 | None = None
+    root: Path,
+    *,
+    cached: bool,
+    precision: str = "float32",
+    model: SplitVgg19 | None = None,
+    backend: CropBackend = "native",
+    num_threads: int = 1,
 ) -> FeatureSource:
     return FeatureSource(
         model or make_model(),
@@ -66,6 +73,8 @@ def make_source(
         preprocess=SPEC,
         store_root=root,
         cached=cached,
+        crop_backend=backend,
+        num_threads=num_threads,
     )
 
 

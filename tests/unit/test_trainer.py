@@ -61,6 +61,7 @@ def setup(tmp_path: Path) -> TrainerSetup:
         augment=AugmentSettings(views=2),
         local=LocalSettings(epochs=3, batch_size=4, learning_rate=1e-3),
         store_root=tmp_path / "store",
+        crop_backend="auto",
         seed=7,
         num_threads=1,
         state=STATE,
