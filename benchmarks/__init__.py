@@ -1,0 +1,1 @@
+"""How fast, against what: suites of cases that are measured and checked in one process. Run: python -m benchmarks."""

@@ -1,0 +1,68 @@
+"""What a case is: our way and its peers' ways to the same result, and how far apart they should be."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Run = Callable[[], Any]
+"""Does a case's whole work once, all items, and returns what it made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """Another way to the same result.
+
+    differs(ours, theirs) compares what the two runs made: None where they agree, else what is wrong, as one line.
+    """
+
+    name: str
+    run: Run
+    differs: Callable[[Any, Any], str | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """The smallest value of one figure that a run with --check accepts."""
+
+    figure: Literal["ratio", "limit_fraction"]
+    at_least: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One line of a suite.
+
+    items: how many one run does; seconds are told an item. peers, limits: the fastest of each counts. A limit is a run
+    that does only what no way to the result can avoid, so it makes nothing to compare. clock: seconds, wall time unless
+    the case is about something else.
+    """
+
+    name: str
+    items: int
+    ours: Run
+    peers: tuple[Peer, ...]
+    limits: tuple[Run, ...] = ()
+    target: Target | None = None
+    clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        if self.items < 1 or not self.peers:
+            raise ValueError(
+                f"case {self.name!r} has {self.items} items and {len(self.peers)} peers, expected 1 or more"
+            )
+        if self.target is not None and self.target.figure == "limit_fraction" and not self.limits:
+            raise ValueError(f"case {self.name!r} has a target for limit_fraction and no limit to measure it by")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """Cases in the order of the table; made one at a time, so that their buffers do not add up.
+
+    inputs: what they all work on, as one line.
+    """
+
+    inputs: str
+    cases: Iterable[Case]
