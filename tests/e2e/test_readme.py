@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -85,6 +86,32 @@ def test_every_command_of_the_readme_runs(checkout: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (checkout / "heat.png").stat().st_size > 0
+
+
+def test_the_speeds_are_those_that_the_benchmark_wrote() -> None:
+    figures = json.loads((ROOT / "benchmarks" / "results" / "kernels.json").read_text())
+    written = {case["case"]: case for case in figures["cases"]}
+    rows = re.findall(
+        r"^\| .*? \| `(\w+)` \| ([\d.]+) µs \| ([\d.,]+) µs \| ([\d.]+)× ", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(rows) >= 6
+    for name, ours, peer, ratio in rows:
+        case = written[name]
+        assert case["correct"]
+        assert float(ours) == pytest.approx(case["ours_seconds"] * 1e6, rel=0.01)
+        assert float(peer.replace(",", "")) == pytest.approx(case["peer_seconds"] * 1e6, rel=0.01)
+        assert float(ratio) == pytest.approx(case["ratio"], rel=0.01)
+
+
+def test_the_example_in_the_kernels_document_prints_what_it_says(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "kernels.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    (promised,) = re.findall(r"^prints `(.*)`\.$", text, re.M)
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == promised
 
 
 def test_the_example_in_the_phantoms_document_runs(tmp_path: Path) -> None:
