@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kernels import _C
-from kernels.ops import ChannelOrder, DTypeName, is_bgr, normalisation_numbers
+from kernels.ops import ChannelOrder, DTypeName, is_bgr, normalisation_numbers, require_sides
 from kernels.spec import CROP_SIZE, PreprocessSpec
 
 _IMPORT_ERROR = ""
@@ -138,12 +137,7 @@ def _require_image(name: str, image: Any) -> torch.Tensor:
     tensor = _as_tensor(name, image)
     if tensor.ndim != 2 and (tensor.ndim != 3 or tensor.shape[2] != 3):
         raise ValueError(f"{name} is uint8 {list(tensor.shape)}, expected [H, W] or [H, W, 3]")
-    height, width = tensor.shape[:2]
-    if not (1 <= height <= _C.MAX_SIDE and 1 <= width <= _C.MAX_SIDE and height * width <= _C.MAX_PIXELS):
-        raise ValueError(
-            f"{name} has {height} rows and {width} columns, "
-            f"expected 1 to {_C.MAX_SIDE} each and at most {_C.MAX_PIXELS} pixels"
-        )
+    require_sides(name, *tensor.shape[:2])
     adjacent = (1,) if tensor.ndim == 2 else (3, 1)
     return tensor if tensor.stride()[1:] == adjacent else tensor.contiguous()
 

@@ -200,6 +200,15 @@ def usable_threads(num_threads: int) -> int:
     return min(num_threads, _C.MAX_THREADS)
 
 
+def require_sides(name: str, height: int, width: int) -> None:
+    """Raise ValueError for sides that the core does not take; `name` says whose they are."""
+    if not (1 <= height <= _C.MAX_SIDE and 1 <= width <= _C.MAX_SIDE and height * width <= _C.MAX_PIXELS):
+        raise ValueError(
+            f"{name} has {height} rows and {width} columns, "
+            f"expected 1 to {_C.MAX_SIDE} each and at most {_C.MAX_PIXELS} pixels"
+        )
+
+
 def is_bgr(channel_order: ChannelOrder) -> bool:
     """Whether blue comes first. Raises ValueError for an order that is neither."""
     if channel_order not in ("bgr", "rgb"):
@@ -216,12 +225,7 @@ def _require_image(name: str, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise TypeError(f"{name} is {_describe(image)}, {_EXPECTED_IMAGE}")
     if image.ndim != 2 and (image.ndim != 3 or image.shape[2] != 3):
         raise ValueError(f"{name} is {_describe(image)}, {_EXPECTED_IMAGE}")
-    height, width = image.shape[:2]
-    if not (1 <= height <= _C.MAX_SIDE and 1 <= width <= _C.MAX_SIDE and height * width <= _C.MAX_PIXELS):
-        raise ValueError(
-            f"{name} has {height} rows and {width} columns, "
-            f"expected 1 to {_C.MAX_SIDE} each and at most {_C.MAX_PIXELS} pixels"
-        )
+    require_sides(name, *image.shape[:2])
     adjacent = (1,) if image.ndim == 2 else (3, 1)
     return image if image.strides[1:] == adjacent else np.ascontiguousarray(image)
 

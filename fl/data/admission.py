@@ -30,6 +30,8 @@ from kernels.decode import DECODER, DecodeLimits, UnreadableImage, decode_gray
 
 _LOG = logging.getLogger(__name__)
 _INVENTORY_FORMAT = 1
+MOST_PIXELS = 1_000_000_000
+MOST_FILE_BYTES = 2**31
 _FILES_AHEAD_PER_THREAD = 8
 # A file changed twice within one tick of the file system's clock keeps its mtime: do not trust young ones.
 _YOUNG_FILE_NS = 3_000_000_000
@@ -44,10 +46,12 @@ class AdmissionSettings(BaseModel):
     max_pixels: int = Field(
         default=64_000_000,
         ge=1024,
-        le=1_000_000_000,
+        le=MOST_PIXELS,
         description="Largest width times height, against decompression bombs",
     )
-    max_file_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**31, description="Largest file that is read")
+    max_file_bytes: int = Field(
+        default=64 * 2**20, ge=1024, le=MOST_FILE_BYTES, description="Largest file that is read"
+    )
     num_threads: int = Field(default=2, ge=1, le=256, description="Threads that read and decode")
 
     @model_validator(mode="after")

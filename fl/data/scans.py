@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl.data.admission import pixels_digest
+from fl.data.admission import MOST_FILE_BYTES, MOST_PIXELS, pixels_digest
 from fl.errors import DataError
 from kernels.decode import DecodeLimits, UnreadableImage, decode_gray
 
 # Admission has judged these files by the job's own limits, so none is refused again: the widest that a job may set.
-ADMITTED = DecodeLimits(min_side_pixels=1, max_pixels=1_000_000_000, max_bytes=2**31)
+ADMITTED = DecodeLimits(min_side_pixels=1, max_pixels=MOST_PIXELS, max_bytes=MOST_FILE_BYTES)
 
 
 def read_gray(path: Path, expected_pixels_sha256: str) -> NDArray[np.uint8]:

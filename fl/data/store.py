@@ -83,15 +83,10 @@ class ArrayStore:
             seen.add(digest)
         return absent
 
-    def get(self, keys: Sequence[str], compute: Compute | None = None) -> NDArray[np.generic]:
-        """Return rows [len(keys), *row_shape], computing and storing those that are missing or damaged.
-
-        Raises KeyError for a missing row where there is nothing to compute it with.
-        """
+    def get(self, keys: Sequence[str], compute: Compute) -> NDArray[np.generic]:
+        """Return rows [len(keys), *row_shape], computing and storing those that are missing or damaged."""
         absent = self.missing(keys)
-        if absent and compute is None:
-            raise KeyError(f"{self._folder}: no row for {keys[absent[0]]!r}")
-        if absent and compute is not None:
+        if absent:
             self.put([keys[position] for position in absent], compute(absent))
         out = np.empty((len(keys), *self._row_shape), self._dtype)
         for position, key in enumerate(keys):

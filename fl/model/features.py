@@ -89,10 +89,12 @@ class FeatureSource:
 
     def prepare(self, requests: Sequence[Request]) -> int:
         """Fill the store with what is missing; return how many features were computed."""
-        self._prepare_crops(requests)
         if self._store is None:
+            self.crops(requests)
             return 0
         absent = self._store.missing([request.key for request in requests])
+        if absent:
+            self.crops([requests[position] for position in absent])  # at once: a decoder's start-up is paid once
         for start in range(0, len(absent), PREFIX_BATCH):
             chosen = [requests[position] for position in absent[start : start + PREFIX_BATCH]]
             self._store.put([request.key for request in chosen], self._compute(chosen))
@@ -105,17 +107,14 @@ class FeatureSource:
 
     def crops(self, requests: Sequence[Request]) -> NDArray[np.uint8]:
         """Return smooth crops_NHW uint8 (kernels.ops.denoise), decoding the files of those that the store lacks."""
-        self._prepare_crops(requests)
-        return self._crops.get([request.pixels_sha256 for request in requests]).astype(np.uint8, copy=False)
+        rows = self._crops.get(
+            [request.pixels_sha256 for request in requests], lambda at: self._crop([requests[i] for i in at])
+        )
+        return rows.astype(np.uint8, copy=False)
 
-    def _prepare_crops(self, requests: Sequence[Request]) -> None:
-        absent = self._crops.missing([request.pixels_sha256 for request in requests])
-        files = [AdmittedFile(requests[position].path, requests[position].pixels_sha256) for position in absent]
-        stored = 0
-        for crops_NHW in smooth_crops(files, self._crop_backend, num_threads=self._num_threads):
-            keys = [file.pixels_sha256 for file in files[stored : stored + len(crops_NHW)]]
-            self._crops.put(keys, crops_NHW)
-            stored += len(crops_NHW)
+    def _crop(self, requests: Sequence[Request]) -> NDArray[np.uint8]:
+        files = [AdmittedFile(request.path, request.pixels_sha256) for request in requests]
+        return np.concatenate(list(smooth_crops(files, self._crop_backend, num_threads=self._num_threads)))
 
     def _compute(self, requests: Sequence[Request]) -> NDArray[np.generic]:
         """Return rows [N, h, w, C], channels last because that is how the tail reads them."""

@@ -69,6 +69,7 @@ class SiteTrainer:
         torch.set_num_threads(setup.num_threads)
         self._setup = setup
         self._execution = resolve_execution(setup.speed)
+        self._crop_backend = resolve_backend(setup.crop_backend)
         self._model = SplitVgg19(setup.network)
         self._load_start()
         place(self._model, self._execution)
@@ -83,7 +84,7 @@ class SiteTrainer:
             "precision": str(execution.dtype).removeprefix("torch."),
             "compiled": str(execution.compiled),
             "threads": str(torch.get_num_threads()),
-            "preprocessing": f"{resolve_backend(self._setup.crop_backend)}, {isa()}",
+            "preprocessing": f"{self._crop_backend}, {isa()}",
             "decoder": DECODER,
         }
 
@@ -156,7 +157,7 @@ class SiteTrainer:
             preprocess=setup.preprocess,
             store_root=setup.store_root,
             cached=cached,
-            crop_backend=resolve_backend(setup.crop_backend),
+            crop_backend=self._crop_backend,
             num_threads=setup.num_threads,
         )
 

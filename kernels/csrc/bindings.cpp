@@ -30,14 +30,13 @@ using Planes = nb::ndarray<T, nb::shape<-1, 3, -1, -1>, nb::device::cpu, nb::c_c
 using Flags = nb::ndarray<bool, nb::ndim<1>, nb::device::cpu, nb::c_contig>;
 using Corners = std::tuple<std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t>;
 
-constexpr std::size_t kMaxOutputSide = 2048;
+constexpr auto kMaxOutputSide = static_cast<std::size_t>(gliofed::kMaxOutputSide);
 constexpr int kMaxThreads = 256;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 void require_size(std::ptrdiff_t height, std::ptrdiff_t width) {
-    if (height < 1 || width < 1 || height > gliofed::kMaxSide || width > gliofed::kMaxSide ||
-        height * width > gliofed::kMaxPixels) {
+    if (!gliofed::is_allowed_size(height, width)) {
         refuse("image is " + std::to_string(height) + "x" + std::to_string(width) +
                ", expected sides of 1 to 2^20 and at most 2^30 pixels");
     }
@@ -92,15 +91,6 @@ std::ptrdiff_t require_planes(const Planes<T>& out, std::size_t num_images) {
                ", 3, S, S] with S of 1 to " + std::to_string(kMaxOutputSide));
     }
     return static_cast<std::ptrdiff_t>(out.shape(2));
-}
-
-gliofed::Normalisation normalisation_of(std::array<int, 3> channel, float scale, std::array<float, 3> mean,
-                                        std::array<float, 3> stddev) {
-    for (std::size_t c = 0; c < 3; ++c) {
-        if (channel[c] < 0 || channel[c] > 2) refuse("channel numbers must be 0, 1 or 2");
-        if (!(stddev[c] > 0.0F)) refuse("standard deviations must be positive");
-    }
-    return {channel, scale, mean, stddev};
 }
 
 std::optional<Corners> corners(const std::optional<gliofed::Box>& box) {
@@ -170,7 +160,7 @@ void to_planes(const Crops& crops, const Planes<Stored>& out, std::array<int, 3>
                std::array<float, 3> mean, std::array<float, 3> stddev, int num_threads) {
     const std::ptrdiff_t side = require_planes(out, crops.shape(0));
     require_threads(num_threads);
-    const gliofed::Normalisation normalisation = normalisation_of(channel, scale, mean, stddev);
+    const gliofed::Normalisation normalisation = gliofed::checked({channel, scale, mean, stddev});
     const nb::gil_scoped_release unlocked;
     run(crops.data(), crops.shape(0), normalisation, reinterpret_cast<T*>(out.data()), side, num_threads);
 }
@@ -182,7 +172,7 @@ void preprocess(const std::vector<Image>& images, const Planes<Stored>& out, con
     const std::ptrdiff_t side = require_planes(out, images.size());
     if (found.shape(0) != images.size()) refuse("found must have one flag for each image");
     require_threads(num_threads);
-    const gliofed::Normalisation normalisation = normalisation_of(channel, scale, mean, stddev);
+    const gliofed::Normalisation normalisation = gliofed::checked({channel, scale, mean, stddev});
     const std::vector<gliofed::ImageView> views = views_of(images, bgr);
     const nb::gil_scoped_release unlocked;
     gliofed::preprocess_batch(views, normalisation, reinterpret_cast<T*>(out.data()), found.data(), side,

@@ -22,6 +22,11 @@ struct Normalisation {
     std::array<float, 3> stddev;
 };
 
+// The same; throws std::invalid_argument for channels that do not exist and deviations that are not positive.
+Normalisation checked(const Normalisation& normalisation);
+
+inline constexpr std::ptrdiff_t kMaxOutputSide = 2048;
+
 // The normalisation of all 256 levels of each plane, worked out once: whatever the twin, the output is one of
 // these values, so twins cannot differ in its last bit. T is float or Bfloat16.
 //   value[c][level] = gain[c] * level + offset[c], rounded once (a fused multiply-add), then to T

@@ -10,6 +10,10 @@ namespace gliofed {
 inline constexpr std::ptrdiff_t kMaxSide = std::ptrdiff_t{1} << 20;
 inline constexpr std::ptrdiff_t kMaxPixels = std::ptrdiff_t{1} << 30;
 
+constexpr bool is_allowed_size(std::ptrdiff_t height, std::ptrdiff_t width) {
+    return height >= 1 && width >= 1 && height <= kMaxSide && width <= kMaxSide && height * width <= kMaxPixels;
+}
+
 // Rows may lie any distance apart, also backwards; the pixels of one row are adjacent.
 struct GrayView {
     const std::uint8_t* pixels;

@@ -13,9 +13,17 @@ GrayView gray_of(const ImageView& image, const Ops& ops, Workspace& workspace) {
     return {gray, image.height, image.width, image.width};
 }
 
-template <class T>
-bool streams(std::size_t num_images, std::ptrdiff_t side) {
-    return num_images * static_cast<std::size_t>(3 * side * side) * sizeof(T) > kStreamedBytes;
+// Calls work(i, tables, planes, workspace) for every image, with where its planes lie in `out`.
+template <class T, class Work>
+void make_planes(std::size_t num_images, const Normalisation& normalisation, T* out, std::ptrdiff_t side,
+                 int num_threads, const Work& work) {
+    const LevelTables<T> tables(normalisation);
+    const auto num_values = static_cast<std::size_t>(3 * side * side);
+    const bool stream = num_images * num_values * sizeof(T) > kStreamedBytes;
+    parallel_for<Workspace>(num_images, num_threads, [&](std::size_t i, Workspace& workspace) {
+        workspace.colour.stream = stream;
+        work(i, tables, out + i * num_values, workspace);
+    });
 }
 
 }  // namespace
@@ -57,42 +65,33 @@ void denoise_batch(const std::uint8_t* crops, std::size_t num_crops, std::uint8_
 template <class T>
 void colour_batch(const std::uint8_t* smooth, std::size_t num_crops, const Normalisation& normalisation, T* out,
                   std::ptrdiff_t side, int num_threads) {
-    const LevelTables<T> tables(normalisation);
-    const bool stream = streams<T>(num_crops, side);
     const Ops& twins = ops();
-    parallel_for<Workspace>(num_crops, num_threads, [&](std::size_t i, Workspace& workspace) {
-        workspace.colour.stream = stream;
-        T* planes = out + static_cast<std::ptrdiff_t>(i) * 3 * side * side;
-        twins.colour<T>()(smooth + i * kCropPixels, kCropSide, tables, planes, side, workspace.colour);
-    });
+    make_planes(num_crops, normalisation, out, side, num_threads,
+                [&](std::size_t i, const LevelTables<T>& tables, T* planes, Workspace& workspace) {
+                    twins.colour<T>()(smooth + i * kCropPixels, kCropSide, tables, planes, side, workspace.colour);
+                });
 }
 
 template <class T>
 void finish_batch(const std::uint8_t* crops, std::size_t num_crops, const Normalisation& normalisation, T* out,
                   std::ptrdiff_t side, int num_threads) {
-    const LevelTables<T> tables(normalisation);
-    const bool stream = streams<T>(num_crops, side);
     const Ops& twins = ops();
-    parallel_for<Workspace>(num_crops, num_threads, [&](std::size_t i, Workspace& workspace) {
-        workspace.colour.stream = stream;
-        T* planes = out + static_cast<std::ptrdiff_t>(i) * 3 * side * side;
-        finish_crop(crops + i * kCropPixels, tables, planes, side, twins, workspace);
-    });
+    make_planes(num_crops, normalisation, out, side, num_threads,
+                [&](std::size_t i, const LevelTables<T>& tables, T* planes, Workspace& workspace) {
+                    finish_crop(crops + i * kCropPixels, tables, planes, side, twins, workspace);
+                });
 }
 
 template <class T>
 void preprocess_batch(std::span<const ImageView> images, const Normalisation& normalisation, T* out, bool* found,
                       std::ptrdiff_t side, int num_threads) {
-    const LevelTables<T> tables(normalisation);
-    const bool stream = streams<T>(images.size(), side);
     const Ops& twins = ops();
-    parallel_for<Workspace>(images.size(), num_threads, [&](std::size_t i, Workspace& workspace) {
-        workspace.colour.stream = stream;
-        std::uint8_t* crop = workspace.crop.at_least(kCropPixels);
-        found[i] = crop_image(images[i], crop, twins, workspace).has_value();
-        T* planes = out + static_cast<std::ptrdiff_t>(i) * 3 * side * side;
-        finish_crop(crop, tables, planes, side, twins, workspace);
-    });
+    make_planes(images.size(), normalisation, out, side, num_threads,
+                [&](std::size_t i, const LevelTables<T>& tables, T* planes, Workspace& workspace) {
+                    std::uint8_t* crop = workspace.crop.at_least(kCropPixels);
+                    found[i] = crop_image(images[i], crop, twins, workspace).has_value();
+                    finish_crop(crop, tables, planes, side, twins, workspace);
+                });
 }
 
 template void finish_crop(const std::uint8_t*, const LevelTables<float>&, float*, std::ptrdiff_t, const Ops&,

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from kernels import ops, reference
 from kernels.spec import CROP_SIZE, UNIT, Box, Normalization, PreprocessSpec
 
+from .images import IMAGENET
+
 REPOSITORY = Path(__file__).parents[2]
 CORE = REPOSITORY / "kernels" / "csrc"
 NATIVE = Path(__file__).parent / "native" / "cuda"
@@ -36,7 +38,6 @@ SOURCES = [
 ]
 FLAGS = ["-std=c++20", "-O1", "-g1", "-ffp-contract=off"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-IMAGENET = Normalization(channel_order="rgb", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
 SIZES = [
     (1, 1), (1, 2), (2, 1), (1, 769), (769, 1), (7, 7), (83, 7), (7, 83), (31, 33), (64, 64), (63, 257), (128, 129),

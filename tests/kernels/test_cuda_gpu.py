@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from kernels import cuda, ops
 from kernels.spec import CROP_SIZE, UNIT, Normalization, PreprocessSpec
 
+from .images import IMAGENET
+
 USABLE, REASON = cuda.available()
-IMAGENET = Normalization(channel_order="rgb", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 pytestmark = [
     pytest.mark.gpu,

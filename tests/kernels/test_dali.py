@@ -17,12 +17,13 @@ from PIL import Image
 
 from kernels import dali, ops
 from kernels.decode import UnreadableImage, decode_gray
-from kernels.spec import CROP_SIZE, UNIT, Normalization, PreprocessSpec
+from kernels.spec import CROP_SIZE, UNIT, PreprocessSpec
+
+from .images import IMAGENET
 
 USABLE, REASON = dali.available()
 USABLE_ON_GPU, REASON_ON_GPU = dali.available("gpu")
 pytestmark = pytest.mark.skipif(not USABLE, reason=f"DALI cannot be used: {REASON}")
-IMAGENET = Normalization(channel_order="rgb", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def head(height: int, width: int, seed: int) -> NDArray[np.uint8]:

@@ -16,7 +16,8 @@ from torch._subclasses import FakeTensorMode
 from kernels import cuda, ops, reference, torch_ops
 from kernels.spec import CROP_SIZE, UNIT, Normalization, PreprocessSpec, SpecError
 
-IMAGENET = Normalization(channel_order="rgb", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+from .images import IMAGENET
+
 SPEC = PreprocessSpec(size=24, normalization=IMAGENET)
 SPEC_ARGUMENTS: dict[str, Any] = {
     "size": 24,

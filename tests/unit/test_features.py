@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,19 @@ def test_prepare_computes_what_is_missing_once(tmp_path: Path, scans: list[Scan]
     assert source.prepare([*requests, *requests]) == 12
     assert source.prepare(requests) == 0
     assert make_source(tmp_path, cached=True).prepare(requests) == 0
+
+
+def test_features_that_are_stored_are_not_decoded_for_again(tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    scans = write_scans(tmp_path / "scans", 3)
+    assert make_source(tmp_path / "store", cached=True).prepare(requests_of(scans)) == 9
+    crops = [rows for rows in (tmp_path / "store").glob("*/*.rows") if rows.stat().st_size == 3 * 256**2]
+    assert len(crops) == 1
+    shutil.rmtree(crops[0].parent)
+    for scan in scans:
+        scan.path.unlink()
+
+    assert make_source(tmp_path / "store", cached=True).prepare(requests_of(scans)) == 0
 
 
 def test_source_without_a_cache_prepares_crops_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cmath>
+#include <stdexcept>
 
 #include "bone_table.h"
 
@@ -23,6 +24,16 @@ Bfloat16 convert<Bfloat16>(float value) {
 }
 
 }  // namespace
+
+Normalisation checked(const Normalisation& normalisation) {
+    for (std::size_t c = 0; c < 3; ++c) {
+        if (normalisation.channel[c] < 0 || normalisation.channel[c] > 2) {
+            throw std::invalid_argument("channel numbers must be 0, 1 or 2");
+        }
+        if (!(normalisation.stddev[c] > 0.0F)) throw std::invalid_argument("standard deviations must be positive");
+    }
+    return normalisation;
+}
 
 template <class T>
 LevelTables<T>::LevelTables(const Normalisation& normalisation) {

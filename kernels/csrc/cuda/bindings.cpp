@@ -7,7 +7,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -39,15 +38,6 @@ std::vector<gliofed::ImageView> views_of(const std::vector<Image>& images, bool 
     return views;
 }
 
-gliofed::Normalisation normalisation_of(std::array<int, 3> channel, float scale, std::array<float, 3> mean,
-                                        std::array<float, 3> stddev) {
-    for (std::size_t c = 0; c < 3; ++c) {
-        if (channel[c] < 0 || channel[c] > 2) throw std::invalid_argument("channel numbers must be 0, 1 or 2");
-        if (!(stddev[c] > 0.0F)) throw std::invalid_argument("standard deviations must be positive");
-    }
-    return {channel, scale, mean, stddev};
-}
-
 std::size_t workspace_bytes(const std::vector<Image>& images) {
     return gliofed::cuda::workspace_bytes(views_of(images, true));
 }
@@ -72,7 +62,7 @@ void finish(std::uintptr_t crops, std::size_t num_images, std::uintptr_t out, st
             int device, std::uintptr_t stream) {
     const gliofed::cuda::CurrentDevice current(device);
     const auto run = kSmooth ? gliofed::cuda::colour_batch<T> : gliofed::cuda::finish_batch<T>;
-    run(pointer<const std::uint8_t>(crops), num_images, normalisation_of(channel, scale, mean, stddev),
+    run(pointer<const std::uint8_t>(crops), num_images, gliofed::checked({channel, scale, mean, stddev}),
         pointer<T>(out), side, reinterpret_cast<Stream>(stream));
 }
 
@@ -81,7 +71,7 @@ void preprocess(const std::vector<Image>& images, bool bgr, std::uintptr_t out, 
                 std::ptrdiff_t side, std::uintptr_t workspace, std::array<int, 3> channel, float scale,
                 std::array<float, 3> mean, std::array<float, 3> stddev, int device, std::uintptr_t stream) {
     const gliofed::cuda::CurrentDevice current(device);
-    gliofed::cuda::preprocess_batch(views_of(images, bgr), normalisation_of(channel, scale, mean, stddev),
+    gliofed::cuda::preprocess_batch(views_of(images, bgr), gliofed::checked({channel, scale, mean, stddev}),
                                     pointer<T>(out), pointer<DeviceBox>(boxes), side, pointer<void>(workspace),
                                     reinterpret_cast<Stream>(stream));
 }

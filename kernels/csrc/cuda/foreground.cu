@@ -20,7 +20,6 @@ constexpr int kBitRows = kErodedRows + 2 * kReach;
 constexpr int kGrayRows = kBitRows + 2;
 constexpr int kWords = kTileWords + 2;           // one more at either side, of which four pixels are in use
 constexpr int kQuads = kTileWidth / 4 + 4;       // groups of four pixels, two more at either side
-constexpr int kSmallestSum = (kForegroundLevel + 1) * 16 - 8;  // whose rounded (sum + 8) >> 4 exceeds the level
 constexpr std::uint32_t kAll = ~std::uint32_t{0};
 
 struct Tile {
@@ -73,7 +72,7 @@ __device__ Halves column_sums(const TileMemory& memory, int row, int quad) {
 
 // Bit k: pixel k of the group in the middle is foreground. Each half's top bit appears where its sum is reached.
 __device__ std::uint32_t four_bits(Halves left, Halves here, Halves right) {
-    constexpr std::uint32_t kCarry = (0x8000U - kSmallestSum) * 0x00010001U;
+    constexpr std::uint32_t kCarry = (0x8000U - kSmallestForegroundSum) * 0x00010001U;
     const std::uint32_t before = (here.odd << 16) | (left.odd >> 16);
     const std::uint32_t after = (here.even >> 16) | (right.even << 16);
     const std::uint32_t even = before + 2 * here.even + here.odd + kCarry;

@@ -20,7 +20,6 @@ namespace gliofed::cuda {
 using Stream = CUstream_st*;  // cudaStream_t, without asking callers for CUDA's headers
 
 inline constexpr std::size_t kMaxImages = 65536;
-inline constexpr std::ptrdiff_t kMaxOutputSide = 2048;
 inline constexpr std::size_t kWorkspaceAlignment = 256;
 
 // As gliofed::Box. All four are zero where no contour was found and the whole image was used.

@@ -19,8 +19,7 @@ void check(const ImageView& image, std::size_t i) {
     if (image.channels != 1 && image.channels != 3) {
         refuse(name + " has " + std::to_string(image.channels) + " channels, expected 1 (grey) or 3 (colour)");
     }
-    if (image.height < 1 || image.width < 1 || image.height > kMaxSide || image.width > kMaxSide ||
-        image.height * image.width > kMaxPixels) {
+    if (!is_allowed_size(image.height, image.width)) {
         refuse(name + " is " + std::to_string(image.height) + "x" + std::to_string(image.width) +
                ", expected sides of 1 to 2^20 and at most 2^30 pixels");
     }

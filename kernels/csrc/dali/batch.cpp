@@ -12,8 +12,6 @@ using ::dali::make_string;
 
 namespace {
 
-constexpr std::int64_t kMaxOutputSide = 2048;
-
 using Shape = ::dali::span<const std::int64_t>;
 
 std::string text_of(Shape shape) {
@@ -25,9 +23,7 @@ std::string text_of(Shape shape) {
 bool is_image(Shape shape) {
     if (shape.size() != 2 && shape.size() != 3) return false;
     if (shape.size() == 3 && shape[2] != 1 && shape[2] != 3) return false;
-    const std::int64_t height = shape[0];
-    const std::int64_t width = shape[1];
-    return height >= 1 && width >= 1 && height <= kMaxSide && width <= kMaxSide && height * width <= kMaxPixels;
+    return is_allowed_size(shape[0], shape[1]);
 }
 
 bool is_crop(Shape shape) { return shape.size() == 2 && shape[0] == kCropSide && shape[1] == kCropSide; }
