@@ -3,9 +3,14 @@
 GliofedError
 ├── DataError       a folder, split or partition cannot be used as asked
 ├── WeightsError    pretrained weights cannot be had or do not fit the network
+├── ProtocolError   a message between server and site does not say what it must
 ├── UpdateRefused   one site's reply is not usable (shape, NaN, stale); carries the site's name
+├── SiteStateError  what a site remembers of its rounds is missing or damaged
+├── StatisticsError sums over features cannot be formed, added or solved
 ├── QuorumLost      too few sites replied for a round to count
+├── SecureAggregationError  a round's masked sum cannot be had, or a message of its protocol is refused
 ├── CheckpointError no valid checkpoint to resume from, or one that belongs to another job
+├── HospitalError   keys, certificates, the line between a site and the coordinator, or its audit log are not in order
 └── Stopped         a signal asked to stop; everything up to the last checkpoint is on disk
 """
 
@@ -24,6 +29,10 @@ class WeightsError(GliofedError):
     """Pretrained weights cannot be had, or do not fit the network."""
 
 
+class ProtocolError(GliofedError):
+    """A message between server and site does not say what it must."""
+
+
 class UpdateRefused(GliofedError):
     """One site's reply is not usable; the round goes on without it."""
 
@@ -33,12 +42,39 @@ class UpdateRefused(GliofedError):
         self.reason = reason
 
 
+class SiteStateError(GliofedError):
+    """What a site remembers of its rounds is missing or damaged; the round goes on without the site."""
+
+
+class StatisticsError(GliofedError):
+    """Sums over features cannot be formed, added, or solved for a head."""
+
+
 class QuorumLost(GliofedError):
     """Too few sites replied for a round to count."""
 
 
+class SecureAggregationError(GliofedError):
+    """A message of the secure aggregation is refused, or the round's sum cannot be had; never a wrong sum.
+
+    phase: "plan", "advertise keys", "share keys", "masked input" or "unmask". site: whose message it is, or None
+    where the fault is no single site's.
+    """
+
+    def __init__(self, phase: str, reason: str, *, site: str | None = None) -> None:
+        of = "" if site is None else f", site {site!r}"
+        super().__init__(f"secure aggregation, {phase}{of}: {reason}")
+        self.phase = phase
+        self.site = site
+        self.reason = reason
+
+
 class CheckpointError(GliofedError):
     """No valid checkpoint to resume from, or one that belongs to another job."""
+
+
+class HospitalError(GliofedError):
+    """Keys, certificates, the line between a site and the coordinator, or a site's audit log are not in order."""
 
 
 class Stopped(GliofedError):

@@ -16,6 +16,14 @@ from torch import nn
 FlatParameters = NDArray[np.float32]
 """[P] float32, the parameters of `SplitVgg19.trained_parameters()` one after another, each in C order."""
 
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+"""Name and shape of each parameter in a flat array, in order."""
+
+
+def layout_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> Layout:
+    """Return what a flat array of these parameters is made of."""
+    return tuple((name, tuple(parameter.shape)) for name, parameter in parameters)
+
 
 def num_parameters(parameters: Iterable[tuple[str, nn.Parameter]]) -> int:
     """Return how many float32 values the parameters hold."""

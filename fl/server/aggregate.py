@@ -7,15 +7,14 @@ retried without a trace, and needs one accumulator however many sites reply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import math
 
 import numpy as np
 
 from fl.errors import UpdateRefused
 from fl.model.flat import FlatParameters
-from fl.training.trainer import Reply
-from fl.types import Site
+from fl.training.encoding import EncodedDelta, decode, fault_in
+from fl.training.exchange import Reply, RoundTask
 
 FRACTION_BITS = 36
 """Resolution 2^-36 (1.5e-11): below half a float32 step of any parameter larger than 3e-4."""
@@ -24,8 +23,6 @@ MAX_MAGNITUDE = 4096.0
 """Parameters larger than this are refused; fewer than 2^(63-36) / 4096 = 32,768 sites are summed without overflow."""
 
 _CHUNK = 1 << 20
-
-Aggregation = Literal["uniform", "by_examples", "class_balanced"]
 
 
 class ExactMean:
@@ -56,22 +53,40 @@ class ExactMean:
         return mean
 
 
-def check_reply(reply: Reply, *, round: int, num_parameters: int) -> None:
-    """Raise UpdateRefused, naming the site, unless the reply can enter the mean of this round."""
-    if reply.round != round:
-        raise UpdateRefused(reply.site, f"it answers round {reply.round}, this is round {round}")
-    if reply.parameters.dtype != np.float32 or reply.parameters.shape != (num_parameters,):
-        raise UpdateRefused(
-            reply.site,
-            f"it sent {reply.parameters.dtype}{list(reply.parameters.shape)}, expected float32[{num_parameters}]",
-        )
-    largest = _largest_magnitude(reply.parameters)
-    if not np.isfinite(largest):
-        raise UpdateRefused(reply.site, "parameters contain NaN or infinity; look at its data and learning rate")
-    if largest > MAX_MAGNITUDE:
-        raise UpdateRefused(reply.site, f"a parameter has magnitude {largest:.3g}, the limit is {MAX_MAGNITUDE:g}")
+def decode_reply(reply: Reply, task: RoundTask) -> FlatParameters:
+    """Return the parameters [P] of a reply to the task; raise UpdateRefused, naming the site, unless they are usable.
+
+    Usable: of this round, of the task's shape and encoding, finite, of a magnitude that a trained parameter can have,
+    and from at least one example.
+    """
+    if reply.round != task.round:
+        raise UpdateRefused(reply.site, f"it answers round {reply.round}, this is round {task.round}")
     if reply.summary.num_examples < 1:
         raise UpdateRefused(reply.site, f"it trained on {reply.summary.num_examples} examples")
+    num_parameters = len(task.parameters)
+    fault = fault_in(reply.update, task.encoding, num_parameters)
+    if fault is not None:
+        raise UpdateRefused(reply.site, f"its {fault}")
+    for name, array in reply.extra.items():
+        if array.dtype != np.float32 or array.shape != (num_parameters,):
+            raise UpdateRefused(
+                reply.site, f"its {name} is {array.dtype}{list(array.shape)}, expected float32[{num_parameters}]"
+            )
+        require_magnitude(reply.site, name, array)
+    if isinstance(reply.update, EncodedDelta):
+        require_magnitude(reply.site, "update", reply.update.scales)
+    parameters = decode(reply.update, task.parameters)
+    require_magnitude(reply.site, "update", parameters)
+    return parameters
+
+
+def require_magnitude(site: str, name: str, array: FlatParameters) -> None:
+    """Raise UpdateRefused where a value is NaN, infinite or larger than MAX_MAGNITUDE."""
+    largest = _largest_magnitude(array)
+    if not np.isfinite(largest):
+        raise UpdateRefused(site, f"its {name} contains NaN or infinity; look at its data and learning rate")
+    if largest > MAX_MAGNITUDE:
+        raise UpdateRefused(site, f"its {name} has a value of magnitude {largest:.3g}, the limit is {MAX_MAGNITUDE:g}")
 
 
 def _largest_magnitude(parameters: FlatParameters) -> float:
@@ -81,35 +96,10 @@ def _largest_magnitude(parameters: FlatParameters) -> float:
     return float(np.maximum(np.max(parameters), -np.min(parameters)))
 
 
-class RoundMean:
-    """The aggregate of one round: replies in, one mean out, in any order and in constant memory.
-
-    uniform: all sites equal (study, Case 1). by_examples: proportional to examples (FedAvg, McMahan et al. 2017).
-    class_balanced: the sites of each group are averaged by examples, then the groups equally (study, Case 2 and 3),
-    so that a class keeps its say when some of its sites are missing.
-    """
-
-    def __init__(self, selected: Sequence[Site], aggregation: Aggregation, num_parameters: int) -> None:
-        self._aggregation = aggregation
-        self._num_parameters = num_parameters
-        self._sites = {site.name: site for site in selected}
-        self._most_examples = max(site.num_examples for site in selected)
-        self._means: dict[str, ExactMean] = {}
-
-    def add(self, reply: Reply) -> None:
-        """Add a checked reply of a selected site."""
-        site = self._sites[reply.site]
-        weight = 1.0 if self._aggregation == "uniform" else site.num_examples / self._most_examples
-        group = site.group if self._aggregation == "class_balanced" else "all"
-        if group not in self._means:
-            self._means[group] = ExactMean(self._num_parameters)
-        self._means[group].add(reply.parameters, weight)
-
-    def result(self) -> FlatParameters:
-        """Return the aggregated parameters in float32."""
-        if len(self._means) == 1:
-            return next(iter(self._means.values())).result()
-        overall = ExactMean(self._num_parameters)
-        for group in sorted(self._means):
-            overall.add(self._means[group].result(), 1.0)
-        return overall.result()
+def distance(left: FlatParameters, right: FlatParameters) -> float:
+    """Return the L2 distance of two flat arrays, summed in float64 chunk by chunk."""
+    total = 0.0
+    for start in range(0, len(left), _CHUNK):
+        difference = left[start : start + _CHUNK] - right[start : start + _CHUNK]
+        total += float(np.dot(difference, difference))
+    return math.sqrt(total)

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
 
-`<root>/round-0007/` holds `global.safetensors`, `best.safetensors`, `state.json`, which names the SHA-256 of both, and
-`state.sha256`, which has its own.
+`<root>/round-0007/` holds `global.safetensors`, `best.safetensors`, `strategy.safetensors`, `state.json`, which names
+the SHA-256 of each, and `state.sha256`, which has its own.
 It is written under a temporary name, every file fsynced, then renamed; a crash leaves the one before untouched.
 """
 
@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from fl.durable import fsync_folder, write_synced
 from fl.errors import CheckpointError
-from fl.model.flat import FlatParameters
-from fl.server.rounds import FederationState, LeftOut, RoundRecord, Score, SiteRound
+from fl.failpoint import failpoint
+from fl.server.rounds import FederationState, RoundRecord, Score, SiteRound
+from fl.training.exchange import LeftOut
 from fl.training.trainer import ModelState
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 
 
@@ -36,6 +39,9 @@ def save_checkpoint(root: Path, state: FederationState, *, job_digest: str) -> P
     blobs = {
         "global.safetensors": save_tensors({"parameters": state.parameters}),
         "best.safetensors": save_tensors({"parameters": state.best_parameters}),
+        "strategy.safetensors": save_tensors(
+            {name: np.asarray(array, order="C") for name, array in state.strategy_state.items()}
+        ),
     }
     meta = {
         "format": FORMAT,
@@ -101,27 +107,14 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, data in files.items():
-        _write_synced(temporary / name, data)
-    _fsync_folder(temporary)
+        write_synced(temporary / name, data)
+    fsync_folder(temporary)
+    failpoint("folder.written")
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
-    _fsync_folder(folder.parent)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write one file that appears whole or not at all, replacing one of the same name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    _write_synced(temporary, data)
-    temporary.replace(path)
-    _fsync_folder(path.parent)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    failpoint("folder.renamed")
+    fsync_folder(folder.parent)
 
 
 def _read(folder: Path, job_digest: str) -> FederationState:
@@ -138,20 +131,21 @@ def _read(folder: Path, job_digest: str) -> FederationState:
         )
     return FederationState(
         start_score=Score(**meta["start_score"]),
-        parameters=_blob(folder, "global.safetensors", meta),
-        best_parameters=_blob(folder, "best.safetensors", meta),
+        parameters=_blob(folder, "global.safetensors", meta)["parameters"],
+        strategy_state=_blob(folder, "strategy.safetensors", meta),
+        best_parameters=_blob(folder, "best.safetensors", meta)["parameters"],
         best_round=meta["best_round"],
         best_score=Score(**meta["best_score"]),
         history=tuple(_record(record) for record in meta["history"]),
     )
 
 
-def _blob(folder: Path, name: str, meta: dict[str, Any]) -> FlatParameters:
+def _blob(folder: Path, name: str, meta: dict[str, Any]) -> dict[str, NDArray[Any]]:
     data = (folder / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != meta["sha256"][name]:
         raise ValueError(f"{name} does not match its SHA-256")
-    parameters: FlatParameters = load_tensors(data)["parameters"].astype(np.float32, copy=False)
-    return parameters
+    tensors: dict[str, NDArray[Any]] = load_tensors(data)
+    return tensors
 
 
 def _record(record: dict[str, Any]) -> RoundRecord:
@@ -162,11 +156,3 @@ def _record(record: dict[str, Any]) -> RoundRecord:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode()
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,8 @@
 
 Nothing here knows Ray; `fl.runtime` puts a `SiteTrainer` into an actor. A trainer keeps no state of a site between
 calls: each call names its site, round and global parameters, so any worker can serve any site, and a call that is
-repeated after a crash gives the same bytes.
+repeated after a crash gives the same bytes. What a method lets a site remember is on disk (fl/training/site_state.py),
+and the call says of which round.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl.data.crops import CropBackendSetting, resolve_backend
+from fl.errors import GliofedError
 from fl.model.features import FeatureSource, Request
 from fl.model.flat import FlatParameters, gather, scatter
 from fl.model.speed import SpeedSettings, place, resolve_execution
 from fl.model.vgg import NetworkSettings, SplitVgg19
 from fl.training.augment import IDENTITY, AugmentSettings, draw_view
-from fl.training.local import LocalSettings, Schedule, TrainingSummary, predict, train
+from fl.training.exchange import JOB, Reply, RoundTask
+from fl.training.local import Correction, Loader, LocalSettings, TrainingSummary, predict, train
+from fl.training.method import answer, corrections_of, remembered, require_known
+from fl.training.personal import PersonalAnswers, PersonalSettings, head_inputs, tune_head
+from fl.training.site_state import SiteMemory, SiteStates
+from fl.training.statistics import SiteStatistics, candidate_logits, network_statistics
 from fl.training.warmup import WarmupSettings
 from fl.types import Scan, Site
 from kernels.decode import DECODER
@@ -38,7 +45,10 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainerSetup:
-    """All that a trainer is made of; the same setup on the same kind of machine gives the same bytes."""
+    """All that a trainer is made of; the same setup on the same kind of machine gives the same bytes.
+
+    state_root: where sites keep what they remember, one folder for a job; None where no method lets them.
+    """
 
     network: NetworkSettings
     speed: SpeedSettings
@@ -50,16 +60,7 @@ class TrainerSetup:
     seed: int
     num_threads: int
     state: ModelState
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """What a site returns from a round: its parameters and what it says about them."""
-
-    site: str
-    round: int
-    parameters: FlatParameters
-    summary: TrainingSummary
+    state_root: Path | None = None
 
 
 class SiteTrainer:
@@ -75,6 +76,15 @@ class SiteTrainer:
         place(self._model, self._execution)
         self._training_features = self._features(cached=setup.augment.views > 0 or setup.augment.is_identity)
         self._evaluation_features = self._features(cached=True)
+
+    @property
+    def state_root(self) -> Path:
+        """Folder of what sites keep from call to call. Raises GliofedError where this trainer has none."""
+        if self._setup.state_root is None:
+            raise GliofedError(
+                "sites are to keep something, but this worker has no folder for it; give it a state_root"
+            )
+        return self._setup.state_root
 
     def describe(self) -> dict[str, str]:
         """Return how this trainer computes, for the report."""
@@ -94,41 +104,74 @@ class SiteTrainer:
         requests = [self._request(scan, view) for scan in scans for view in (views if views is not None else (None,))]
         return source.prepare(requests)
 
-    def train(self, round: int, site: Site, parameters: FlatParameters) -> Reply:
-        """Run the site's local epochs of one round from the global parameters. round counts from 1."""
+    def train(self, task: RoundTask, site: Site, state_round: int) -> Reply:
+        """Run the site's local epochs or steps of one round from the task's parameters.
+
+        state_round: which of the site's rounds was counted last, 0 for none; what it remembers is from then. What it
+        remembers now is on disk before the reply is returned. Raises SiteStateError where that memory is not to be
+        had, GliofedError where the task asks for what the local settings cannot give.
+        """
         local = self._setup.local
-        scatter(parameters, self._model.trained_parameters())
-        scans = [*site.scans, *site.shared_scans]
-        summary = train(
-            self._model,
-            self._model.classify,
-            lambda chosen, epoch: self._training_batch(scans, chosen, epoch),
-            [scan.label for scan in scans],
-            Schedule(
-                epochs=local.epochs,
-                batch_size=local.batch_size,
-                learning_rate=local.learning_rate,
-                first_epoch=(round - 1) * local.epochs,
-            ),
-            parameters=[parameter for _, parameter in self._model.trained_parameters()],
-            execution=self._execution,
-            seed=self._setup.seed,
-            address=("round", round, site.name),
-        )
-        return Reply(site=site.name, round=round, parameters=gather(self._model.trained_parameters()), summary=summary)
+        require_known(task, local)
+        memory = self._recall(task, site, state_round)
+        scatter(task.parameters, self._model.trained_parameters())
+        summary = self._train_locally(task, site, corrections_of(task, memory.arrays, self._trained()))
+        trained = gather(self._model.trained_parameters())
+        reply, kept = answer(task, memory.arrays, local, site=site.name, trained=trained, summary=summary)
+        if kept:
+            self._states(task).save(site.name, task.round, kept, after=memory)
+        return reply
 
     def evaluate(self, parameters: FlatParameters, scans: Sequence[Scan]) -> NDArray[np.float32]:
         """Return logits_NK of the scans under the given parameters."""
         scatter(parameters, self._model.trained_parameters())
-        requests = [self._request(scan, None) for scan in scans]
-        return predict(
-            self._model,
-            self._model.classify,
-            lambda chosen, _: self._evaluation_features.features([requests[i] for i in chosen]),
-            len(scans),
-            batch_size=EVALUATION_BATCH,
+        return self._logits(self._evaluation_features, [self._request(scan, None) for scan in scans])
+
+    def personalise(
+        self, parameters: FlatParameters, site: Site, scans: Sequence[Scan], settings: PersonalSettings
+    ) -> PersonalAnswers:
+        """Return logits of the site's held-out scans under the given parameters, and with a head tuned on the site.
+
+        Only the linear head is tuned, on the site's own training scans under their first view; what it reads is
+        computed once. Neither the parameters nor this trainer are changed.
+        """
+        own = [self._request(scan, 0) for scan in site.scans]
+        scatter(parameters, self._model.trained_parameters())
+        _, features_NJ = self._read_by_head(self._training_features, own)
+        tuned = tune_head(
+            self._model.head,
+            features_NJ,
+            [scan.label for scan in site.scans],
+            settings,
             execution=self._execution,
+            seed=self._setup.seed,
+            site=site.name,
         )
+        logits_NK, held_out_NJ = self._read_by_head(
+            self._evaluation_features, [self._request(scan, None) for scan in scans]
+        )
+        with torch.no_grad(), self._execution.autocast():
+            tuned_NK = tuned(held_out_NJ).float().cpu().numpy()
+        return PersonalAnswers(of_global=logits_NK, of_tuned=tuned_NK)
+
+    def statistics(self, parameters: FlatParameters, site: Site) -> SiteStatistics:
+        """Return the sums over what the head reads of the site's own scans, for a head in closed form.
+
+        Raises StatisticsError where the network's head has no bounded features.
+        """
+        scatter(parameters, self._model.trained_parameters())
+        labels = [scan.label for scan in site.scans]
+        return network_statistics(self._model, self._plain(site.scans), labels, execution=self._execution)
+
+    def head_logits(
+        self,
+        parameters: FlatParameters,
+        heads: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+        scans: Sequence[Scan],
+    ) -> NDArray[np.float32]:
+        """Return logits_MNK of the scans under each head (weight_KJ, bias_K), the tail run once for all."""
+        scatter(parameters, self._model.trained_parameters())
+        return candidate_logits(self._model, self._plain(scans), len(scans), heads, execution=self._execution)
 
     def warm_up(self, scans: Sequence[Scan], settings: WarmupSettings) -> tuple[ModelState, TrainingSummary]:
         """Train on the shared scans from the setup's state and return the whole model's new state.
@@ -144,6 +187,50 @@ class SiteTrainer:
     def peak_memory_bytes(self) -> int:
         """Return the most resident memory that this process has had."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _train_locally(self, task: RoundTask, site: Site, corrections: Sequence[Correction]) -> TrainingSummary:
+        scans = [*site.scans, *site.shared_scans]
+        return train(
+            self._model,
+            self._model.classify,
+            lambda chosen, epoch: self._training_batch(scans, chosen, epoch),
+            [scan.label for scan in scans],
+            self._setup.local.schedule(task.round, site.name),
+            parameters=self._trained(),
+            execution=self._execution,
+            seed=self._setup.seed,
+            address=("round", task.round, site.name),
+            corrections=corrections,
+        )
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [parameter for _, parameter in self._model.trained_parameters()]
+
+    def _states(self, task: RoundTask) -> SiteStates:
+        return SiteStates(self.state_root, job=str(task.config.get(JOB, "")))
+
+    def _recall(self, task: RoundTask, site: Site, state_round: int) -> SiteMemory:
+        names = remembered(task)
+        if not names:
+            return SiteMemory(round=0, previous=0, arrays={})
+        return self._states(task).load(site.name, state_round, names, len(task.parameters))
+
+    def _logits(self, source: FeatureSource, requests: Sequence[Request]) -> NDArray[np.float32]:
+        return predict(
+            self._model,
+            self._model.classify,
+            lambda chosen, _: source.features([requests[i] for i in chosen]),
+            len(requests),
+            batch_size=EVALUATION_BATCH,
+            execution=self._execution,
+        )
+
+    def _read_by_head(self, source: FeatureSource, requests: Sequence[Request]) -> tuple[NDArray[np.float32], Tensor]:
+        """Return logits_NK and what the linear head read for them, features_NJ."""
+        with head_inputs(self._model) as pieces:
+            logits_NK = self._logits(source, requests)
+        nothing = torch.empty(0, self._model.head.in_features, device=self._execution.device)
+        return logits_NK, torch.cat([nothing, *pieces])
 
     def _load_start(self) -> None:
         load_model_state(self._model, self._setup.state)
@@ -171,6 +258,11 @@ class SiteTrainer:
         view = self._setup.augment.view_of_epoch(epoch)
         return [self._request(scans[i], view) for i in chosen]
 
+    def _plain(self, scans: Sequence[Scan]) -> Loader:
+        """Return a loader of the scans' features without augmentation."""
+        requests = [self._request(scan, None) for scan in scans]
+        return lambda chosen, _: self._evaluation_features.features([requests[i] for i in chosen])
+
     def _training_batch(self, scans: Sequence[Scan], chosen: NDArray[np.int64], epoch: int) -> Tensor:
         return self._training_features.features(self._requests(scans, chosen, epoch))
 
@@ -181,7 +273,7 @@ class SiteTrainer:
             lambda chosen, epoch: self._training_batch(scans, chosen, epoch),
             [scan.label for scan in scans],
             settings.as_schedule(),
-            parameters=[parameter for _, parameter in self._model.trained_parameters()],
+            parameters=self._trained(),
             execution=self._execution,
             seed=self._setup.seed,
             address=("warm-up",),

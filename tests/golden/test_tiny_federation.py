@@ -29,12 +29,14 @@ from fl.model.speed import SpeedSettings
 from fl.model.vgg import NetworkSettings, SplitVgg19
 from fl.model.weights import WeightSettings, load_weights
 from fl.server.checkpoint import load_checkpoint, save_checkpoint
+from fl.server.means import MeanStrategy
 from fl.server.rounds import FederationState, RoundSettings, Score, initial_state, run_rounds
 from fl.training.augment import AugmentSettings
+from fl.training.exchange import Assignment, Reply, RoundTask
 from fl.training.local import LocalSettings
-from fl.training.trainer import ModelState, Reply, SiteTrainer, TrainerSetup, model_state
+from fl.training.trainer import ModelState, SiteTrainer, TrainerSetup, model_state
 from fl.training.warmup import WarmupSettings
-from fl.types import CLASSES, Scan, Site
+from fl.types import CLASSES, Scan
 from kernels.spec import PreprocessSpec
 
 GOLDEN = Path(__file__).with_name("tiny.json")
@@ -118,20 +120,30 @@ def logits_of(trainer: SiteTrainer, parameters: NDArray[np.float32], scans: Sequ
 def run_federation(federation: Federation, start: ModelState, trainer: SiteTrainer, root: Path) -> FederationState:
     """Run the rounds, checkpoint after each, and go on from the file each time, as a job that is killed often does."""
 
-    def train(round: int, sites: Sequence[Site], parameters: NDArray[np.float32]) -> Iterator[Reply]:
-        return (trainer.train(round, site, parameters) for site in reversed(sites))
+    def train(task: RoundTask, assignments: Sequence[Assignment]) -> Iterator[Reply]:
+        return (trainer.train(task, one.site, one.state_round) for one in reversed(assignments))
 
     def score(parameters: NDArray[np.float32]) -> Score:
         metrics = evaluate(*logits_of(trainer, parameters, federation.validation_scans), CLASSES)
         assert metrics.loss is not None
         return Score(accuracy=metrics.accuracy, loss=metrics.loss)
 
+    strategy = MeanStrategy(aggregation=ROUNDS.aggregation)
     model = SplitVgg19(NETWORK)
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in start.items()})
-    state: FederationState | None = initial_state(gather(model.trained_parameters()), score)
+    state: FederationState | None = initial_state(gather(model.trained_parameters()), strategy, score)
     for _ in range(ROUNDS.rounds):
         assert state is not None
-        state = next(run_rounds(state, sites=federation.sites, settings=ROUNDS, seed=SEED, train=train, evaluate=score))
+        rounds = run_rounds(
+            state,
+            sites=federation.sites,
+            settings=ROUNDS,
+            strategy=strategy,
+            seed=SEED,
+            train=train,
+            evaluate=score,
+        )
+        state = next(rounds)
         save_checkpoint(root, state, job_digest="job")
         state = load_checkpoint(root, job_digest="job")
     assert state is not None

@@ -8,9 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl.server.aggregate import FRACTION_BITS, Aggregation, ExactMean, RoundMean
-from fl.training.local import TrainingSummary
-from fl.training.trainer import Reply
+from fl.server.aggregate import FRACTION_BITS, ExactMean
+from fl.server.means import Aggregation, RoundMean
 from fl.types import Scan, Site
 
 SCAN = Scan(path=Path("a.jpg"), label=0, pixels_sha256="a", phash=0, height=64, width=64)
@@ -65,27 +64,19 @@ def test_round_mean_depends_on_neither_order_nor_other_sites(
         Site(name=f"site-{number}", group=group, scans=(SCAN,) * num_examples)
         for number, (_, num_examples, group) in enumerate(items)
     ]
-    replies = [
-        Reply(
-            site=site.name,
-            round=1,
-            parameters=np.array(parameters, np.float32),
-            summary=TrainingSummary(num_examples=site.num_examples, num_steps=1, mean_loss=0.0, seconds=0.0),
-        )
-        for site, (parameters, _, _) in zip(sites, items, strict=True)
-    ]
+    replies = [(site, np.array(parameters, np.float32)) for site, (parameters, _, _) in zip(sites, items, strict=True)]
     shuffled = list(replies)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
 
     results = []
     for order in (replies, shuffled):
         mean = RoundMean(sites, aggregation, NUM_PARAMETERS)
-        for one in order:
-            mean.add(one)
+        for site, parameters in order:
+            mean.add(site, parameters)
         results.append(mean.result())
 
     assert results[0].tobytes() == results[1].tobytes()
-    stacked_KP = np.array([one.parameters for one in replies], np.float64)
+    stacked_KP = np.array([parameters for _, parameters in replies], np.float64)
     # a group's mean is rounded to float32 before the groups are averaged, so errors go with the largest value
     tolerance = 2 * FLOAT32_STEP * max(1.0, np.abs(stacked_KP).max())
     assert np.abs(results[0] - _slow_mean(sites, stacked_KP, aggregation)).max() <= tolerance

@@ -9,9 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from fl.errors import UpdateRefused
-from fl.server.aggregate import FRACTION_BITS, MAX_MAGNITUDE, Aggregation, ExactMean, RoundMean, check_reply
+from fl.server.aggregate import FRACTION_BITS, MAX_MAGNITUDE, ExactMean, decode_reply
+from fl.server.means import Aggregation, RoundMean
+from fl.training.exchange import Reply, RoundTask
 from fl.training.local import TrainingSummary
-from fl.training.trainer import Reply
 from fl.types import Scan, Site
 
 SCAN = Scan(path=Path("a.jpg"), label=0, pixels_sha256="a", phash=0, height=64, width=64)
@@ -23,13 +24,17 @@ def site(name: str, num_examples: int, group: str = "all") -> Site:
 
 def reply(name: str, *values: float, round: int = 1, num_examples: int = 1) -> Reply:
     summary = TrainingSummary(num_examples=num_examples, num_steps=1, mean_loss=0.5, seconds=1.0)
-    return Reply(site=name, round=round, parameters=np.array(values, np.float32), summary=summary)
+    return Reply(site=name, round=round, update=np.array(values, np.float32), summary=summary)
+
+
+def task(num_parameters: int, round: int = 1) -> RoundTask:
+    return RoundTask(round=round, parameters=np.zeros(num_parameters, np.float32))
 
 
 def mean_of(sites: list[Site], aggregation: Aggregation, replies: dict[str, float]) -> float:
-    mean = RoundMean(sites, aggregation, 1)
+    mean, named = RoundMean(sites, aggregation, 1), {site.name: site for site in sites}
     for name, value in replies.items():
-        mean.add(reply(name, value))
+        mean.add(named[name], np.array([value], np.float32))
     return float(mean.result()[0])
 
 
@@ -120,7 +125,9 @@ def test_mean_of_nothing_and_weights_out_of_range_are_errors() -> None:
 
 
 def test_usable_reply_passes_up_to_the_limit() -> None:
-    check_reply(reply("s", MAX_MAGNITUDE, -MAX_MAGNITUDE, 0.0), round=1, num_parameters=3)
+    values = (MAX_MAGNITUDE, -MAX_MAGNITUDE, 0.0)
+
+    assert decode_reply(reply("s", *values), task(3)).tolist() == list(values)
 
 
 @pytest.mark.parametrize(
@@ -131,26 +138,22 @@ def test_usable_reply_passes_up_to_the_limit() -> None:
         ((0.0, 0.0, float("-inf")), "NaN or infinity"),
         ((0.0, 4097.0, 0.0), "magnitude 4.1e"),
         ((0.0, 0.0, -1e30), "magnitude 1e"),
-        ((0.0, 0.0), r"it sent float32\[2\], expected float32\[3\]"),
+        ((0.0, 0.0), r"its update is float32\[2\], expected float32\[3\]"),
     ],
 )
 def test_unusable_parameters_are_refused_by_the_sites_name(values: tuple[float, ...], reason: str) -> None:
     with pytest.raises(UpdateRefused, match=reason) as caught:
-        check_reply(reply("Charité", *values), round=1, num_parameters=3)
+        decode_reply(reply("Charité", *values), task(3))
 
     assert caught.value.site == "Charité" and "'Charité'" in str(caught.value)
 
 
 def test_stale_wrong_type_or_empty_replies_are_refused() -> None:
     with pytest.raises(UpdateRefused, match="it answers round 3, this is round 4"):
-        check_reply(reply("s", 1.0, round=3), round=4, num_parameters=1)
+        decode_reply(reply("s", 1.0, round=3), task(1, round=4))
     with pytest.raises(UpdateRefused, match="trained on 0 examples"):
-        check_reply(reply("s", 1.0, num_examples=0), round=1, num_parameters=1)
+        decode_reply(reply("s", 1.0, num_examples=0), task(1))
     double: NDArray[np.float64] = np.zeros(1)
     summary = reply("s", 1.0).summary
     with pytest.raises(UpdateRefused, match=r"float64\[1\]"):
-        check_reply(
-            Reply(site="s", round=1, parameters=double, summary=summary),  # type: ignore[arg-type]
-            round=1,
-            num_parameters=1,
-        )
+        decode_reply(Reply(site="s", round=1, update=double, summary=summary), task(1))  # type: ignore[arg-type]

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl import durable
+from fl.durable import write_file
 from fl.errors import CheckpointError
 from fl.server import checkpoint
-from fl.server.checkpoint import KEPT, load_checkpoint, load_start, save_checkpoint, save_start, write_file
-from fl.server.rounds import FederationState, LeftOut, RoundRecord, Score, SiteRound
+from fl.server.checkpoint import KEPT, load_checkpoint, load_start, save_checkpoint, save_start
+from fl.server.rounds import FederationState, RoundRecord, Score, SiteRound
+from fl.training.exchange import LeftOut
 
 JOB = "a" * 64
 
@@ -26,7 +29,7 @@ def record(round: int) -> RoundRecord:
         seconds=1.5,
         bytes_down=80,
         bytes_up=40,
-        sites=(SiteRound(site="Charité", num_examples=3, loss=0.1, seconds=0.7),),
+        sites=(SiteRound(site="Charité", num_examples=3, loss=0.1, seconds=0.7, update_norm=0.1),),
         left_out=(LeftOut(site="b", reason="late: no reply"),),
     )
 
@@ -36,6 +39,7 @@ def state_after(round: int) -> FederationState:
     return FederationState(
         start_score=Score(accuracy=0.25, loss=1.4),
         parameters=random.normal(size=50).astype(np.float32),
+        strategy_state={"control": random.normal(size=50), "steps": np.array(round)},
         best_parameters=random.normal(size=50).astype(np.float32),
         best_round=max(0, round - 1),
         best_score=Score(accuracy=0.1 + 0.2, loss=1e-9),
@@ -49,7 +53,13 @@ def assert_same(found: FederationState | None, expected: FederationState) -> Non
         ours, theirs = getattr(found, name), getattr(expected, name)
         assert ours.dtype == np.float32 and ours.tobytes() == theirs.tobytes()
     nothing = np.zeros(0, np.float32)
-    scalars = [asdict(replace(s, parameters=nothing, best_parameters=nothing)) for s in (found, expected)]
+    assert set(found.strategy_state) == set(expected.strategy_state)
+    for name, array in expected.strategy_state.items():
+        ours = found.strategy_state[name]
+        assert (ours.dtype, ours.shape, ours.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    scalars = [
+        asdict(replace(s, parameters=nothing, best_parameters=nothing, strategy_state={})) for s in (found, expected)
+    ]
     for one in scalars:
         del one["parameters"], one["best_parameters"]
     assert scalars[0] == scalars[1]
@@ -154,7 +164,7 @@ def test_crash_between_any_two_files_leaves_the_round_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_files: int
 ) -> None:
     two_checkpoints(tmp_path)
-    real, written = checkpoint._write_synced, []
+    real, written = checkpoint.write_synced, []
 
     def crash_after(path: Path, data: bytes) -> None:
         if len(written) == num_files:
@@ -163,7 +173,7 @@ def test_crash_between_any_two_files_leaves_the_round_before(
         written.append(path)
         real(path, data)
 
-    monkeypatch.setattr(checkpoint, "_write_synced", crash_after)
+    monkeypatch.setattr(checkpoint, "write_synced", crash_after)
     with pytest.raises(Crash):
         save_checkpoint(tmp_path, state_after(3), job_digest=JOB)
     monkeypatch.undo()
@@ -183,7 +193,7 @@ def test_single_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch
         raise Crash
 
     with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(checkpoint, "_write_synced", crash)
+        patched.setattr(durable, "write_synced", crash)
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
 

@@ -12,20 +12,31 @@ import pytest
 from numpy.typing import NDArray
 
 from fl.errors import QuorumLost
-from fl.server.rounds import FederationState, LeftOut, RoundSettings, Score, initial_state, is_finished, run_rounds
+from fl.server.means import MeanStrategy
+from fl.server.rounds import FederationState, RoundSettings, Score, initial_state, is_finished, run_rounds
+from fl.training.exchange import Assignment, LeftOut, Reply, RoundTask
 from fl.training.local import TrainingSummary
-from fl.training.trainer import Reply
 from fl.types import Scan, Site
 
 SCAN = Scan(path=Path("a.jpg"), label=0, pixels_sha256="a", phash=0, height=64, width=64)
 SITES = [Site(name=f"site-{number}", scans=(SCAN,) * (number + 1)) for number in range(4)]
 START = np.zeros(3, np.float32)
+UNIFORM = MeanStrategy(aggregation="uniform")
 Floats = NDArray[np.float32]
 
 
 def reply(site: Site, round: int, parameters: Floats, loss: float = 0.5) -> Reply:
     summary = TrainingSummary(num_examples=site.num_examples, num_steps=1, mean_loss=loss, seconds=0.1)
-    return Reply(site=site.name, round=round, parameters=parameters, summary=summary)
+    return Reply(site=site.name, round=round, update=parameters, summary=summary)
+
+
+def in_order(train: Any) -> Any:
+    """Return a `train` of the loop from one that takes (round, sites, parameters)."""
+
+    def answer(task: RoundTask, assignments: Sequence[Assignment]) -> Iterator[Reply | LeftOut]:
+        return train(task.round, [assignment.site for assignment in assignments], task.parameters)
+
+    return answer
 
 
 def step_up(round: int, selected: Sequence[Site], parameters: Floats) -> Iterator[Reply | LeftOut]:
@@ -40,8 +51,18 @@ def height(parameters: Floats) -> Score:
 
 def run(train: Any = step_up, evaluate: Any = height, state: FederationState | None = None, **fields: Any) -> list[Any]:
     settings = RoundSettings.model_validate({"participation": 1.0, "early_stop": None, "rounds": 3, **fields})
-    begin = state or initial_state(START, evaluate)
-    return list(run_rounds(begin, sites=SITES, settings=settings, seed=7, train=train, evaluate=evaluate))
+    begin = state or initial_state(START, UNIFORM, evaluate)
+    return list(
+        run_rounds(
+            begin,
+            sites=SITES,
+            settings=settings,
+            strategy=MeanStrategy(aggregation=settings.aggregation),
+            seed=7,
+            train=in_order(train),
+            evaluate=evaluate,
+        )
+    )
 
 
 def test_each_round_starts_from_the_mean_of_the_one_before() -> None:
@@ -53,7 +74,7 @@ def test_each_round_starts_from_the_mean_of_the_one_before() -> None:
 
 
 def test_start_has_its_own_score_and_is_the_best_until_beaten() -> None:
-    start = initial_state(START, lambda _: Score(accuracy=0.9, loss=0.1))
+    start = initial_state(START, UNIFORM, lambda _: Score(accuracy=0.9, loss=0.1))
 
     (state,) = run(state=start, rounds=1)
 
@@ -104,6 +125,65 @@ def test_stale_reply_of_an_earlier_round_is_refused() -> None:
 
     assert states[0].history[0].left_out == ()
     assert [out.site for out in states[1].history[1].left_out] == ["site-0"]
+
+
+def test_second_reply_of_a_site_and_one_of_a_site_not_asked_are_named_and_not_counted() -> None:
+    def train(round: int, selected: Sequence[Site], parameters: Floats) -> Iterator[Reply | LeftOut]:
+        for site in selected:
+            yield reply(site, round, parameters + 1)
+        yield reply(selected[0], round, parameters + 100)
+        stranger = next(site for site in SITES if site not in selected)
+        yield reply(stranger, round, parameters + 100)
+
+    (state,) = run(train, rounds=1, participation=0.5)
+
+    assert state.parameters.tolist() == [1.0] * 3
+    record = state.history[0]
+    assert len(record.sites) == 2 and record.bytes_up == 2 * 12
+    reasons = {out.reason for out in record.left_out}
+    assert reasons == {
+        "update refused: it has answered this round before; its first reply was counted",
+        "update refused: it was not asked in this round",
+    }
+
+
+def test_half_of_the_sites_away_for_three_rounds_cost_their_say_and_nothing_else() -> None:
+    def train(round: int, selected: Sequence[Site], parameters: Floats) -> Iterator[Reply | LeftOut]:
+        for number, site in enumerate(selected):
+            if number % 2 and round <= 3:
+                yield LeftOut(site=site.name, reason="late")
+            else:
+                yield reply(site, round, parameters + np.float32(1 + number % 2))
+
+    states = run(train, rounds=4, min_clients=2)
+
+    assert [state.parameters[0] for state in states] == [1.0, 2.0, 3.0, 4.5]
+    assert [len(state.history[-1].left_out) for state in states] == [2, 2, 2, 0]
+
+
+def test_a_site_is_told_which_of_its_rounds_was_counted_last() -> None:
+    told: list[dict[str, int]] = []
+
+    def train(task: RoundTask, assignments: Sequence[Assignment]) -> Iterator[Reply | LeftOut]:
+        told.append({one.site.name: one.state_round for one in assignments})
+        for one in assignments:
+            if one.site.name == "site-1" and task.round == 2:
+                yield LeftOut(site="site-1", reason="late")
+            else:
+                yield reply(one.site, task.round, task.parameters)
+
+    settings = RoundSettings(participation=1.0, early_stop=None, rounds=4)
+    state = initial_state(START, UNIFORM, height)
+    list(run_rounds(state, sites=SITES, settings=settings, strategy=UNIFORM, seed=7, train=train, evaluate=height))
+
+    assert [rounds["site-0"] for rounds in told] == [0, 1, 2, 3]
+    assert [rounds["site-1"] for rounds in told] == [0, 1, 1, 3], "its round 2 was never counted"
+
+
+def test_record_tells_how_far_each_site_went() -> None:
+    (state,) = run(rounds=1)
+
+    assert [site.update_norm for site in state.history[0].sites] == pytest.approx([3**0.5] * 4)
 
 
 def test_lost_quorum_stops_and_names_every_reason_and_the_remedy() -> None:

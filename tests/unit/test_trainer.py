@@ -17,6 +17,7 @@ from fl.model.flat import gather
 from fl.model.speed import SpeedSettings
 from fl.model.vgg import NetworkSettings, SplitVgg19, initialise_from_nothing
 from fl.training.augment import AugmentSettings
+from fl.training.exchange import Reply, RoundTask
 from fl.training.local import LocalSettings
 from fl.training.trainer import ModelState, SiteTrainer, TrainerSetup, model_state
 from fl.training.warmup import WarmupSettings
@@ -74,7 +75,11 @@ def sites(scans: tuple[Scan, ...]) -> tuple[Site, Site]:
 
 
 def trained(trainer: SiteTrainer, site: Site, round: int = 1, start: NDArray[np.float32] = START) -> bytes:
-    return trainer.train(round, site, start).parameters.tobytes()
+    return answer(trainer, site, round, start).update.tobytes()
+
+
+def answer(trainer: SiteTrainer, site: Site, round: int = 1, start: NDArray[np.float32] = START) -> Reply:
+    return trainer.train(RoundTask(round=round, parameters=start), site, 0)
 
 
 def test_reply_depends_on_round_site_and_parameters_alone(setup: TrainerSetup, sites: tuple[Site, Site]) -> None:
@@ -96,12 +101,12 @@ def test_reply_depends_on_round_site_and_parameters_alone(setup: TrainerSetup, s
 
 
 def test_reply_reports_what_was_done(setup: TrainerSetup, sites: tuple[Site, Site]) -> None:
-    reply = SiteTrainer(setup).train(2, sites[1], START)
+    reply = answer(SiteTrainer(setup), sites[1], round=2)
 
     assert (reply.site, reply.round) == ("b", 2)
     assert (reply.summary.num_examples, reply.summary.num_steps) == (9, 9)
     assert 0 < reply.summary.mean_loss < 5 and reply.summary.seconds > 0
-    assert reply.parameters.dtype == np.float32 and reply.parameters.shape == START.shape
+    assert reply.update.dtype == np.float32 and reply.update.shape == START.shape
 
 
 def test_read_only_parameters_are_taken_and_left_alone(setup: TrainerSetup, sites: tuple[Site, Site]) -> None:
@@ -109,11 +114,11 @@ def test_read_only_parameters_are_taken_and_left_alone(setup: TrainerSetup, site
     trainer, frozen = SiteTrainer(setup), START.copy()
     frozen.setflags(write=False)
 
-    reply = trainer.train(1, sites[0], frozen)
+    reply = answer(trainer, sites[0], start=frozen)
     trainer.evaluate(frozen, sites[0].scans)
 
-    assert frozen.tobytes() == START.tobytes() != reply.parameters.tobytes()
-    assert not np.shares_memory(reply.parameters, frozen)
+    assert frozen.tobytes() == START.tobytes() != reply.update.tobytes()
+    assert not np.shares_memory(reply.update, frozen)
 
 
 def test_state_may_be_read_only_and_is_not_changed(setup: TrainerSetup, sites: tuple[Site, Site]) -> None:
@@ -158,7 +163,7 @@ def test_cached_and_uncached_training_agree_in_bfloat16(setup: TrainerSetup, sit
     cached, uncached = SiteTrainer(low), Uncached(replace(low, store_root=setup.store_root / "other"))
     assert cached.describe()["precision"] == "bfloat16"
 
-    ours, theirs = (trainer.train(1, sites[0], START).parameters for trainer in (cached, uncached))
+    ours, theirs = (answer(trainer, sites[0]).update for trainer in (cached, uncached))
 
     assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(ours - START)
 
@@ -203,7 +208,7 @@ def test_training_changes_trained_layers_only_and_evaluation_none(
     setup: TrainerSetup, sites: tuple[Site, Site]
 ) -> None:
     trainer = SiteTrainer(setup)
-    trainer.train(1, sites[0], START)
+    answer(trainer, sites[0])
     prefix = {name: array for name, array in model_state(trainer._model).items() if name.startswith("prefix")}
     assert prefix and all(array.tobytes() == STATE[name].tobytes() for name, array in prefix.items())
 
@@ -235,8 +240,8 @@ def test_learnable_problem_is_learnt_over_rounds(setup: TrainerSetup, scans: tup
     parameters, losses = START, []
 
     for round in range(1, 5):
-        reply = trainer.train(round, site, parameters)
-        parameters = reply.parameters
+        reply = answer(trainer, site, round, parameters)
+        parameters = reply.update
         losses.append(reply.summary.mean_loss)
 
     assert losses[-1] < 0.5 * losses[0]
@@ -268,8 +273,8 @@ def test_warm_up_trains_the_layers_it_is_asked_to(setup: TrainerSetup, scans: tu
 def test_frozen_weight_decay_free_optimizer_is_plain_adam(setup: TrainerSetup, scans: tuple[Scan, ...]) -> None:
     """One step of Adam from fresh moments moves every parameter with a gradient by the learning rate."""
     local = LocalSettings(epochs=1, batch_size=16, learning_rate=1e-3)
-    reply = SiteTrainer(replace(setup, local=local)).train(1, Site(name="a", scans=scans[:16]), START)
+    reply = answer(SiteTrainer(replace(setup, local=local)), Site(name="a", scans=scans[:16]))
 
-    steps = np.abs(reply.parameters - START)
+    steps = np.abs(reply.update - START)
     assert reply.summary.num_steps == 1
     assert np.quantile(steps[steps > 0], 0.9) == pytest.approx(1e-3, rel=0.01) and steps.max() <= 1.01e-3
