@@ -71,7 +71,7 @@ def render_card(
         f"# {name} {model_version}",
         _DATA_NOTES[data_kind],
         "## What it is",
-        "VGG19 convolutions, global average pooling and one linear layer, trained across sites that kept "
+        "VGG19 convolutions, global pooling and one linear layer, trained across sites that kept "
         f"their images. `model.onnx` ({model_size_bytes / 1e6:.1f} MB, SHA-256 `{model_sha256}`) takes "
         "prepared slices and returns class scores and one class map for each class.",
         _bullets(f"label {index}: `{label}`" for index, label in enumerate(labels)),

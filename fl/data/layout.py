@@ -22,7 +22,7 @@ from typing import Literal
 from fl.errors import DataError
 from fl.types import CLASSES
 
-_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _EXPECTED_LAYOUT = (
     f"Training/<class>/ and Testing/<class>/, or sites/<name>/<class>/, or <class>/, "
     f"where <class> is one of {', '.join(CLASSES)}"
@@ -99,6 +99,14 @@ def discover(root: Path) -> Layout:
     return layout
 
 
+def plain_files(root: Path) -> tuple[LabelledFile, ...]:
+    """Return the files of one labelled folder <class>/*. Raises DataError where it is laid out otherwise."""
+    layout = discover(root)
+    if layout.plain is None:
+        raise DataError(f"{root}: expected one folder a class ({', '.join(CLASSES)}), not the layout {layout.kind!r}")
+    return layout.plain.files
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Walk:
     """One pass over a tree: remembers what was passed over and where each class folder really lies."""
@@ -146,7 +154,7 @@ def _hospitals(walk: _Walk, names: set[str]) -> Layout:
     for entry in walk.entries(walk.root / "sites"):
         if not _is_folder(entry):
             walk.remark(entry, "one folder for each site, sites/<name>/<class>/")
-        elif not _SITE_NAME.fullmatch(entry.name):
+        elif not SITE_NAME.fullmatch(entry.name):
             raise DataError(
                 f"site folder {entry.name!r} in {entry.parent} cannot name a site: expected up to 64 of "
                 "A-Z a-z 0-9 . _ -, the first a letter or digit; rename the folder"

@@ -129,7 +129,7 @@ def _dirichlet(labels_N: Indices, settings: DirichletPartition, random: np.rando
         for label in range(len(CLASSES)):
             members = random.permutation(np.flatnonzero(labels_N == label))
             proportions_K = random.dirichlet(np.full(settings.num_sites, settings.alpha))
-            sizes_K = _apportion(len(members), proportions_K)
+            sizes_K = apportion(len(members), proportions_K)
             site_of_N[members] = np.repeat(np.arange(settings.num_sites), sizes_K)
         num_in_smallest = int(np.bincount(site_of_N, minlength=settings.num_sites).min())
         if num_in_smallest >= settings.min_examples_per_site:
@@ -154,12 +154,12 @@ def _quantity_skew(labels_N: Indices, settings: QuantitySkewPartition, random: n
             f"{len(labels_N)}; ask for fewer sites or lower the minimum"
         )
     proportions_K = random.dirichlet(np.full(settings.num_sites, settings.alpha))
-    sizes_K = settings.min_examples_per_site + _apportion(num_left, proportions_K)
+    sizes_K = settings.min_examples_per_site + apportion(num_left, proportions_K)
     shuffled = random.permutation(len(labels_N))
     return _named("site", "all", np.split(shuffled, np.cumsum(sizes_K)[:-1]))
 
 
-def _apportion(num_items: int, proportions_K: NDArray[np.float64]) -> Indices:
+def apportion(num_items: int, proportions_K: NDArray[np.float64]) -> Indices:
     """Round proportions to whole numbers that add up to `num_items` (largest remainders)."""
     exact_K = num_items * proportions_K
     sizes_K = np.floor(exact_K).astype(np.int64)

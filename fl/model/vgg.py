@@ -1,7 +1,7 @@
 """VGG19 as a frozen prefix, a trained tail and a linear head.
 
 Source: Simonyan & Zisserman 2015, "Very Deep Convolutional Networks", configuration E; the classifier is replaced
-by global average pooling, dropout and one linear layer, as in the founding study.
+by global pooling (fl/model/head.py), dropout and one linear layer; with `head: average` as in the founding study.
 
 Shape legend: N batch, C channels, h w feature map, K classes.
 """
@@ -9,12 +9,14 @@ Shape legend: N batch, C channels, h w feature map, K classes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated
+from contextlib import nullcontext
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from fl.model.head import AveragePooling, WidePooling
 from fl.types import CLASSES
 
 BLOCKS: tuple[tuple[int, int], ...] = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
@@ -34,7 +36,7 @@ def _known_conv(name: str | None) -> str | None:
 
 
 class NetworkSettings(BaseModel):
-    """Which VGG19: how wide, where frozen."""
+    """Which VGG19: how wide, where frozen, and what its head reads."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,12 +46,31 @@ class NetworkSettings(BaseModel):
         description="Last frozen layer; everything after it is trained. null trains all of it.",
     )
     dropout: float = Field(0.4, ge=0, lt=1, description="Dropout before the linear head.")
+    head: Literal["average", "wide"] = Field(
+        "average",
+        description="What the linear head reads. average: the mean of block 5, as in the study. wide: mean and maximum "
+        "of the frozen layers' output and of block 5, which a head in closed form needs.",
+    )
+    random_features: int = Field(
+        0, ge=0, le=16384, description="Fixed random ReLU features between a wide pooling and the linear head; 0: none."
+    )
+
+    @model_validator(mode="after")
+    def _wide_has_what_it_reads(self) -> Self:
+        if self.head == "wide" and self.frozen_through is None:
+            raise ValueError("head `wide` reads the frozen layers' output, but frozen_through is null; name a layer")
+        if self.random_features and self.head != "wide":
+            raise ValueError(
+                f"random_features is {self.random_features}, but head `{self.head}` takes none; set head: wide or 0"
+            )
+        return self
 
 
 class SplitVgg19(nn.Module):
     """VGG19 in three parts: `prefix` (frozen), `tail` (trained convolutions), `head` (trained, linear).
 
     prefix and tail are `nn.Sequential` whose children carry the layers' names (block4_conv4, block4_relu4, ...).
+    Between tail and head stands `pooling`, which has nothing to train: maps in, features_NJ out.
     Forward takes images_NCHW (already preprocessed) and returns logits_NK.
     """
 
@@ -61,7 +82,8 @@ class SplitVgg19(nn.Module):
         self.prefix = nn.Sequential(OrderedDict(items[:boundary]))
         self.tail = nn.Sequential(OrderedDict(items[boundary:]))
         self.dropout = nn.Dropout(settings.dropout)
-        self.head = nn.Linear(_channels(BLOCKS[-1][1], settings.width), num_classes)
+        self.pooling = _pooling(settings, self.prefix)
+        self.head = nn.Linear(self.pooling.num_features, num_classes)
         self.prefix.requires_grad_(False)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
@@ -69,9 +91,17 @@ class SplitVgg19(nn.Module):
 
     def classify(self, features_NChw: Tensor) -> Tensor:
         """Return logits_NK of features that the frozen prefix made."""
-        pooled_NC = self.tail(features_NChw).mean(dim=(2, 3))
-        logits: Tensor = self.head(self.dropout(pooled_NC))
+        features_NJ = self.dropout(self.head_features(features_NChw))
+        # a wide head's float32 features keep a float32 head under autocast: its scores are sums of large terms
+        exact = torch.autocast(features_NJ.device.type, enabled=False)
+        with exact if features_NJ.dtype is torch.float32 else nullcontext():
+            logits: Tensor = self.head(features_NJ)
         return logits
+
+    def head_features(self, features_NChw: Tensor) -> Tensor:
+        """Return what the linear head reads, features_NJ, of features that the frozen prefix made; without dropout."""
+        features_NJ: Tensor = self.pooling(features_NChw, self.tail(features_NChw))
+        return features_NJ
 
     def features(self) -> nn.Sequential:
         """Return prefix and tail as one Sequential that shares their layers, for export and explanation."""
@@ -125,6 +155,14 @@ def _initialise_conv(layer: nn.Conv2d, generator: torch.Generator) -> None:
             layer.weight.mul_(0.5)
             centre = torch.arange(layer.out_channels)
             layer.weight[centre, centre, 1, 1] += 1.0
+
+
+def _pooling(settings: NetworkSettings, prefix: nn.Sequential) -> AveragePooling | WidePooling:
+    last_channels = _channels(BLOCKS[-1][1], settings.width)
+    if settings.head == "average":
+        return AveragePooling(last_channels)
+    prefix_channels = [layer.out_channels for layer in prefix if isinstance(layer, nn.Conv2d)][-1]
+    return WidePooling(prefix_channels, last_channels, settings.random_features)
 
 
 def _channels(channels: int, width: float) -> int:
