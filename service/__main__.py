@@ -1,4 +1,4 @@
-"""The command line: `gliofed train|eval|predict|data audit|doctor|config`.
+"""The command line: `gliofed train|eval|predict|provision|coordinator|site|data audit|doctor|config`.
 
 Exit codes: 0 done; 1 a fault, told in one message; 2 a bad spec or bad usage; 75 stopped by a signal with a checkpoint
 on disk (sysexits' EX_TEMPFAIL: run again with --resume).
@@ -97,6 +97,89 @@ def predict(
         raise SpecError([f"--heatmap: goes with one image, {len(images)} were given"])
     for answer in predict_images(bundle, images, heatmap):
         print(json.dumps(answer))
+
+
+@app.command()
+def provision(
+    out: Annotated[Path, typer.Option(help="Folder of the federation; made, or added to.")],
+    sites: Annotated[str, typer.Option(metavar="A,B,C", help="Names of the hospitals to add.")] = "",
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the hospitals reach the coordinator.")
+    ] = None,
+    days: Annotated[int, typer.Option(help="Life of the coordinator's certificate.")] = 365,
+    renew: Annotated[bool, typer.Option("--renew", help="Give the coordinator a new certificate.")] = False,
+) -> None:
+    """Make a federation's certificates and keys: one folder for the coordinator, one for each hospital."""
+    from fl.hospital.provision import provision as make_folders
+    from fl.hospital.provision import renew_certificate
+
+    if renew == bool(sites):
+        raise SpecError(["--sites, --renew: give one of them"])
+    if renew:
+        print(f"{out / 'coordinator'}: a new certificate for {renew_certificate(out, days=days)}, {days} days")
+        return
+    for folder in make_folders(out, [name.strip() for name in sites.split(",")], address, days=days):
+        print(folder)
+
+
+@app.command()
+def coordinator(
+    job: JobFile,
+    *,
+    keys: Annotated[Path, typer.Option(help="The coordinator's folder, made by `gliofed provision`.")],
+    overrides: Overrides = [],  # noqa: B006
+    run_dir: Annotated[Path | None, typer.Option(help="The run's folder; default runs/<name>-<time>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir, or begin it.")] = False,
+    quorum: Annotated[
+        int | None, typer.Option(min=1, help="Begin when so many sites are connected; default all.")
+    ] = None,
+) -> None:
+    """Train a federation of hospitals over TLS: wait for their sites, then run the job's rounds with them."""
+    from fl.runtime.cluster import prepare_environment
+    from service.progress import Display
+    from service.runs import default_run_folder, link_latest, open_run
+    from service.spec import load_spec
+    from service.summary import print_summary
+
+    if resume and run_dir is None:
+        raise SpecError(["--resume: needs --run-dir, the folder of the run to continue"])
+    spec = load_spec(job, overrides)
+    prepare_environment(spec.ray)
+    display = Display()
+    with stop_requests() as should_stop, open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
+        from fl.hospital.folders import read_coordinator_folder
+
+        display.say(f"gliofed: job `{spec.name}`, scenario `{spec.scenario}`, run {run.folder}")
+        folder = read_coordinator_folder(keys)
+        from service.coordinate import coordinate
+
+        coordinate(run, folder, display, should_stop, quorum=quorum)
+    if run_dir is None:
+        link_latest(run.folder)
+    print_summary(display, run.folder)
+
+
+@app.command()
+def site(
+    keys: Annotated[Path, typer.Option(help="This hospital's folder, made by `gliofed provision`.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder <class>/* of this hospital's scans; default: `data:` in site.yaml.")
+    ] = None,
+    verify_audit: Annotated[
+        bool, typer.Option("--verify-audit", help="Only check the audit log; exit 1 where it is broken.")
+    ] = False,
+) -> None:
+    """Be one hospital of a federation: connect to the coordinator, train on own scans, keep an audit log."""
+    from fl.hospital.folders import read_site_folder
+
+    folder = read_site_folder(keys)
+    from service.progress import Display
+    from service.site import serve, verify_log
+
+    if not verify_audit:
+        serve(folder, data, Display())
+    elif not verify_log(keys, Display()):
+        sys.exit(EXIT_FAULT)
 
 
 @data_app.command()

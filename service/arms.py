@@ -7,8 +7,13 @@ from typing import Literal
 
 from fl.data.federation import Federation
 from fl.evaluation.metrics import ClassificationMetrics, EvaluationReport
-from fl.model.flat import FlatParameters
+from fl.evaluation.personal import PersonalResult
+from fl.model.flat import FlatParameters, layout_of
+from fl.model.vgg import SplitVgg19
+from fl.server.choice import MeanSettings, Surroundings, make_strategy
+from fl.server.means import MeanStrategy
 from fl.server.rounds import FederationState, RoundSettings
+from fl.server.strategy import Strategy
 from fl.types import Site
 from service.spec import JobSpec
 from service.start import Start
@@ -24,6 +29,7 @@ class Arm:
     role: Literal["scenario", "baseline"]
     sites: tuple[Site, ...]
     settings: RoundSettings
+    strategy: Strategy
     parameters: FlatParameters
 
 
@@ -36,6 +42,7 @@ class ArmResult:
     validation: ClassificationMetrics
     test: EvaluationReport
     seconds: float
+    personal: tuple[PersonalResult, ...] = ()
 
 
 def arms_of(spec: JobSpec, federation: Federation, start: Start) -> tuple[Arm, ...]:
@@ -46,16 +53,31 @@ def arms_of(spec: JobSpec, federation: Federation, start: Start) -> tuple[Arm, .
         role="scenario",
         sites=federation.sites,
         settings=rounds,
+        strategy=make_strategy(rounds.strategy, surroundings(spec, federation)),
         parameters=start.scenario_parameters,
     )
     if not spec.baseline:
         return (scenario,)
+    # the plainest federation: what helps the scenario, its strategy included, does not help the baseline
     alone = tuple(replace(site, shared_scans=()) for site in federation.sites)
     baseline = Arm(
         name=BASELINE_NAME,
         role="baseline",
         sites=alone,
-        settings=rounds.model_copy(update={"aggregation": "uniform"}),
+        settings=rounds.model_copy(update={"aggregation": "uniform", "strategy": MeanSettings()}),
+        strategy=MeanStrategy(aggregation="uniform", encoding=rounds.encoding),
         parameters=start.baseline_parameters,
     )
     return scenario, baseline
+
+
+def surroundings(spec: JobSpec, federation: Federation) -> Surroundings:
+    """Return what strategies need to know of the job."""
+    return Surroundings(
+        aggregation=spec.fl.aggregation,
+        encoding=spec.fl.encoding,
+        num_sites=len(federation.sites),
+        local=spec.fl.local,
+        layout=layout_of(SplitVgg19(spec.model.network).trained_parameters()),
+        seed=spec.seed,
+    )

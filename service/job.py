@@ -7,9 +7,10 @@ steps themselves live in the rooms that they are about.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -17,35 +18,39 @@ from typing import TypeVar
 from fl.data.federation import Federation, build_federation
 from fl.data.intake import admit_sets, list_sets, sort_outcomes
 from fl.data.phantoms.folder import phantom_folder, write_phantom_folder
-from fl.errors import Stopped
-from fl.evaluation.metrics import evaluate, evaluate_paired
+from fl.errors import QuorumLost, Stopped
+from fl.evaluation.personal import PersonalResult
+from fl.failpoint import failpoint
 from fl.model.flat import FlatParameters
 from fl.runtime.admission import admit_at_nodes
+from fl.runtime.client import training_views
 from fl.runtime.cluster import WorkerPlan, num_cores, plan_alone, plan_workers, ray_cluster
-from fl.runtime.federate import (
-    PlacedScans,
-    num_scans,
-    place_scans,
-    plan_preparation,
-    predict_scans,
-    prepare,
-    train_round,
-    warm_up,
-)
+from fl.runtime.federate import num_scans, plan_preparation, prepare, warm_up
 from fl.runtime.pool import WorkerPool
 from fl.server.checkpoint import load_checkpoint, save_checkpoint
 from fl.server.rounds import FederationState, Score, initial_state, run_rounds
 from fl.server.selection import select_sites
-from fl.types import CLASSES
+from fl.training.exchange import JOB, Assignment, LeftOut, Reply, RoundTask, SecureMean
+from fl.types import Site
 from service.arms import Arm, ArmResult, arms_of
 from service.caches import cache_folder
 from service.machine import MemorySampler, PhaseClock
 from service.outcome import Usage, write_result
 from service.progress import Display
+from service.reach import ClusterReach, Reach, validation_of
 from service.report import write_report
 from service.runs import Run
 from service.ship import export_bundle, write_samples
-from service.start import Start, initial_model_state, make_start, read_start, trainer_setup, write_start
+from service.start import (
+    Start,
+    initial_model_state,
+    make_start,
+    read_closed_form,
+    read_start,
+    trainer_setup,
+    write_closed_form,
+    write_start,
+)
 
 T = TypeVar("T")
 
@@ -85,13 +90,24 @@ def run_job(run: Run, display: Display, should_stop: Callable[[], bool]) -> tupl
                 f"   {pool.num_workers} workers: {', '.join(f'{key} {value}' for key, value in workers.items())}"
             )
             prepare_features(desk, pool, federation)
-            arms = tuple(train_arm(desk, pool, federation, start, arm) for arm in arms_of(spec, federation, start))
+
+            def reach_of(sites: Sequence[Site], digest: str) -> ClusterReach:
+                return ClusterReach(pool, federation, sites, spec=spec, context=digest)
+
+            begun = job_digest(run, federation, start, "analytic")
+            start = solve_head(desk, reach_of(federation.sites, begun), start, job_digest=begun)
+            arms = []
+            for arm in arms_of(spec, federation, start):
+                digest = job_digest(run, federation, start, arm.name)
+                arms.append(train_arm(desk, reach_of(arm.sites, digest), arm, job_digest=digest))
+        failpoint("job.trained")
         samples = ship(desk, federation, start, arms)
+    failpoint("job.exported")
     usage = Usage(phases=clock.seconds, peak_memory_bytes=memory.peak_bytes, workers=workers)
-    write_result(run, federation, arms, warmup=start.warmup, samples=samples, usage=usage)
+    write_result(run, federation, arms, start=start, samples=samples, usage=usage)
     write_report(run.folder)
     run.record("finished")
-    return arms
+    return tuple(arms)
 
 
 def gather_data(desk: Desk) -> Federation:
@@ -164,7 +180,13 @@ def prepare_start(desk: Desk, federation: Federation) -> Start:
 
 def open_pool(desk: Desk, start: Start, plan: WorkerPlan, federation: Federation) -> WorkerPool:
     """Start the workers: `plan.num_workers` anywhere, and one a pinned site on its node, as many there at most."""
-    setup = trainer_setup(desk.run.spec, start.state, store_root=store_folder(desk), num_threads=plan.num_threads)
+    setup = trainer_setup(
+        desk.run.spec,
+        start.state,
+        store_root=store_folder(desk),
+        num_threads=plan.num_threads,
+        state_root=desk.run.folder.resolve() / "sites",
+    )
     pinned = Counter(site.node_resource for site in federation.sites if site.node_resource)
     places = [place for place, sites in sorted(pinned.items()) for _ in range(min(sites, plan.num_workers))]
     return WorkerPool(setup, plan, places=places, should_stop=desk.should_stop)
@@ -175,47 +197,96 @@ def prepare_features(desk: Desk, pool: WorkerPool, federation: Federation) -> No
     evaluated = [*validation_of(federation), (None, federation.test_scans)]
     with desk.clock.phase("features"):
         desk.display.step("preparing features: the frozen layers run once an image and view")
-        calls = plan_preparation(federation.sites, evaluated, desk.run.spec.fl.augment)
+        rounds = desk.run.spec.fl
+        views = training_views(rounds.augment) if rounds.rounds else ()
+        calls = plan_preparation(federation.sites, evaluated, views, plain=rounds.analytic is not None)
         done = accumulate(prepare(pool, calls))
         desk.display.show(done, num_scans(calls), "features")
 
 
-def train_arm(desk: Desk, pool: WorkerPool, federation: Federation, start: Start, arm: Arm) -> ArmResult:
-    """Run an arm's rounds from its newest checkpoint, a checkpoint and a line a round; then test the best round."""
+def train_arm(desk: Desk, reach: Reach, arm: Arm, *, job_digest: str) -> ArmResult:
+    """Run an arm's rounds from its newest checkpoint, a checkpoint and a line a round; then test the best round.
+
+    job_digest: of all that the arm's weights depend on; a checkpoint of another is not gone on from.
+    """
     spec, checkpoints = desk.run.spec, desk.run.checkpoints(arm.name)
-    job_digest = digest_of(spec.learning_digest(), federation.digest(), start.digest(), arm.name)
     desk.display.step(f"{arm.role} `{arm.name}`: {len(arm.sites)} sites, at most {arm.settings.rounds} rounds")
 
     def score(parameters: FlatParameters) -> Score:
-        metrics = evaluate(*predict_scans(pool, parameters, validation_of(federation)), CLASSES)
+        metrics = reach.validate(parameters)
         assert metrics.loss is not None, "it is None where there are no logits, and these have some"
         return Score(accuracy=metrics.accuracy, loss=metrics.loss)
+
+    def train(task: RoundTask, assignments: Sequence[Assignment]) -> Iterator[Reply | LeftOut | SecureMean]:
+        named = replace(task, config={**task.config, JOB: arm.name})
+        return reach.train(named, assignments, arm.settings)
 
     with desk.clock.phase(f"rounds of {arm.name}"):
         state = load_checkpoint(checkpoints, job_digest=job_digest)
         if state is None:
-            state = initial_state(arm.parameters, score)
+            state = initial_state(arm.parameters, arm.strategy, score)
             save_checkpoint(checkpoints, state, job_digest=job_digest)
         desk.display.say(f"   round {state.round:3d}: validation accuracy {last_accuracy(state):.4f}")
         for finished in run_rounds(
             state,
             sites=arm.sites,
             settings=arm.settings,
+            strategy=arm.strategy,
             seed=spec.seed,
-            train=lambda round, sites, parameters: train_round(
-                pool, round, sites, parameters, timeout_seconds=arm.settings.site_timeout_seconds
-            ),
+            train=train,
             evaluate=score,
         ):
             state = finished
             save_checkpoint(checkpoints, state, job_digest=job_digest)
             tell_round(desk, arm, state)
+        reach.forget()
     with desk.clock.phase("test"):
-        validation = evaluate(*predict_scans(pool, state.best_parameters, validation_of(federation)), CLASSES)
-        labels_T, logits_TK = predict_scans(pool, state.best_parameters, [(None, federation.test_scans)])
-        test = evaluate_paired(labels_T, logits_TK, federation.near_copies_T, CLASSES)
+        validation, test = reach.validate(state.best_parameters), reach.test(state.best_parameters)
+        personal: tuple[PersonalResult, ...] = ()
+        if spec.fl.personal is not None and arm.role == "scenario":
+            desk.display.step("tuning a head on each site, to see what it would gain")
+            personal = reach.personalise(state.best_parameters, spec.fl.personal)
     seconds = sum(record.seconds for record in state.history)
-    return ArmResult(arm=arm, state=state, validation=validation, test=test, seconds=seconds)
+    return ArmResult(arm=arm, state=state, validation=validation, test=test, seconds=seconds, personal=personal)
+
+
+def solve_head(desk: Desk, reach: ClusterReach, start: Start, *, job_digest: str) -> Start:
+    """Return the start with its head in closed form: read where this run has made it, else made and saved."""
+    settings = desk.run.spec.fl.analytic
+    if settings is None:
+        return start
+    folder = desk.run.folder / "analytic"
+    found = read_closed_form(folder, start, job_digest=job_digest)
+    if found is not None:
+        return found
+    with desk.clock.phase("closed form"):
+        desk.display.step("a head in closed form: each site sends its sums once")
+        began = time.perf_counter()
+        sums = reach.sums(start.scenario_parameters)
+        for out in sums.left_out:
+            desk.display.say(f"      left out {out.site}: {out.reason}")
+            desk.run.record("left_out", arm="analytic", round=0, site=out.site, reason=out.reason)
+        failpoint("analytic.sums")
+        if sums.num_sites < (needed := desk.run.spec.fl.min_clients):
+            raise QuorumLost(
+                f"closed form: {sums.num_sites} sites sent their sums, fl.min_clients is {needed}; "
+                "mend the others or lower fl.min_clients, then continue with --resume"
+            )
+        parameters, head = reach.solve(sums, start.scenario_parameters, settings)
+        facts = {
+            "num_sites": sums.num_sites,
+            "num_examples": sums.statistics.num_examples,
+            "bytes_up_per_site": sums.bytes_up_per_site,
+            "ridge": head.ridge,
+            "seconds": time.perf_counter() - began,
+        }
+        solved = replace(start, scenario_parameters=parameters, analytic=facts)
+        write_closed_form(folder, solved, job_digest=job_digest)
+    desk.display.say(
+        f"   {sums.num_sites} sites, {sums.statistics.num_examples} examples, "
+        f"{sums.bytes_up_per_site / 1e6:.1f} MB a site, ridge {head.ridge:g}"
+    )
+    return solved
 
 
 def tell_round(desk: Desk, arm: Arm, state: FederationState) -> None:
@@ -226,6 +297,9 @@ def tell_round(desk: Desk, arm: Arm, state: FederationState) -> None:
         f"   round {record.round:3d}: validation accuracy {record.validation_accuracy:.4f}, loss "
         f"{record.validation_loss:.4f}; {len(record.sites)} sites in {record.seconds:.1f} s{best}"
     )
+    if record.num_clipped:
+        desk.display.say(f"      {record.num_clipped} values of updates were clipped; raise fl.secure_aggregation.clip")
+        desk.run.record("clipped_warning", arm=arm.name, round=record.round, values=record.num_clipped)
     for out in record.left_out:
         desk.display.say(f"      left out {out.site}: {out.reason}")
         desk.run.record("left_out", arm=arm.name, round=record.round, site=out.site, reason=out.reason)
@@ -244,6 +318,11 @@ def ship(desk: Desk, federation: Federation, start: Start, arms: Sequence[ArmRes
         return write_samples(desk.run, bundle, federation)
 
 
+def job_digest(run: Run, federation: Federation, start: Start, name: str) -> str:
+    """Return a digest of all that the weights of an arm, or of the closed form, depend on."""
+    return digest_of(run.spec.learning_digest(), federation.digest(), start.digest(), name)
+
+
 def sites_a_round(run: Run, federation: Federation) -> int:
     """Return how many sites every round asks."""
     rounds, seed = run.spec.fl, run.spec.seed
@@ -251,11 +330,6 @@ def sites_a_round(run: Run, federation: Federation) -> int:
         federation.sites, sampling=rounds.sampling, participation=rounds.participation, seed=seed, round=1
     )
     return len(chosen)
-
-
-def validation_of(federation: Federation) -> list[PlacedScans]:
-    """Return the validation scans by who may read them."""
-    return place_scans(federation.sites, federation.validation_scans)
 
 
 def store_folder(desk: Desk) -> Path:

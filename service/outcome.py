@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from fl.data.federation import Federation
-from fl.server.checkpoint import write_file
+from fl.durable import write_file
+from fl.server.choice import describe_strategy
+from fl.server.rounds import RoundRecord
 from fl.types import CLASSES, Site
 from service.arms import ArmResult
 from service.machine import hardware, software
 from service.runs import Run
+from service.spec import JobSpec
+from service.start import Start
 
 FORMAT = 1
 
@@ -34,7 +38,7 @@ def write_result(
     federation: Federation,
     arms: Sequence[ArmResult],
     *,
-    warmup: Mapping[str, Any] | None,
+    start: Start,
     samples: Sequence[Mapping[str, Any]],
     usage: Usage,
 ) -> Path:
@@ -47,7 +51,7 @@ def write_result(
         "data_kind": federation.data_kind,
         "created": run.created,
         "seed": run.spec.seed,
-        "arms": {result.arm.name: arm_figures(result, warmup) for result in arms},
+        "arms": {result.arm.name: arm_figures(result, run.spec, start) for result in arms},
         "sites": [_site_figures(site, arms[0]) for site in federation.sites],
         "quarantined": [{**asdict(item), "path": str(item.path)} for item in federation.quarantined],
         "data": _data_figures(federation),
@@ -64,25 +68,53 @@ def write_result(
     return path
 
 
-def arm_figures(result: ArmResult, warmup: Mapping[str, Any] | None) -> dict[str, Any]:
+def arm_figures(result: ArmResult, spec: JobSpec, start: Start) -> dict[str, Any]:
     """Return one arm's figures, as result.json and the bundle's metrics have them."""
     state, history = result.state, result.state.history
-    warmed = {**warmup, "validation_accuracy": state.start_score.accuracy} if warmup else None
+    is_scenario, settings = result.arm.role == "scenario", result.arm.settings
+
+    def started(facts: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        return {**facts, "validation_accuracy": state.start_score.accuracy} if facts and is_scenario else None
+
     return {
         "role": result.arm.role,
         "rounds_run": len(history),
         "best_round": state.best_round,
         "stopped_early": len(history) < result.arm.settings.rounds,
         "start_validation_accuracy": state.start_score.accuracy,
-        "warmup": warmed if result.arm.role == "scenario" else None,
+        "strategy": describe_strategy(settings.strategy, settings.aggregation),
+        "encoding": settings.encoding,
+        "secure_aggregation": settings.secure_aggregation is not None,
+        "warmup": started(start.warmup),
+        "analytic": started(start.analytic),
         "validation": result.validation.to_json(),
         "test": result.test.to_json(),
         "seconds_total": result.seconds,
-        "seconds_per_round": float(np.mean([record.seconds for record in history])),
-        "bytes_per_round": round(float(np.mean([record.bytes_down + record.bytes_up for record in history]))),
-        "bytes_per_site_round": 2 * state.parameters.nbytes,
+        "seconds_per_round": _mean([record.seconds for record in history]),
+        "bytes_per_round": _mean([record.bytes_down + record.bytes_up for record in history]),
+        "bytes_per_site_round": _mean([_bytes_a_site(record) for record in history]),
+        "personal": [
+            {
+                "site": personal.site,
+                "num_examples": personal.with_global.num_examples,
+                "accuracy_global": personal.with_global.accuracy,
+                "accuracy_tuned": personal.with_tuned_head.accuracy,
+            }
+            for personal in result.personal
+        ],
         "history": [{**asdict(record), "sites": [site.site for site in record.sites]} for record in history],
     }
+
+
+def _bytes_a_site(record: RoundRecord) -> float:
+    """Return what one site receives and sends in a round."""
+    asked = len(record.sites) + len({out.site for out in record.left_out} - {site.site for site in record.sites})
+    return record.bytes_down / max(1, asked) + record.bytes_up / max(1, len(record.sites))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None where there were no rounds."""
+    return float(np.mean(values)) if values else None
 
 
 def _site_figures(site: Site, result: ArmResult) -> dict[str, Any]:

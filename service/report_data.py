@@ -82,6 +82,24 @@ class Warmup(_Read):
     seconds: Number = NAN
 
 
+class AnalyticStart(_Read):
+    """The closed-form head from one round of sums, before round 1."""
+
+    validation_accuracy: Number
+    num_sites: int
+    bytes_up_per_site: int = 0
+    seconds: Number = NAN
+
+
+class PersonalRow(_Read):
+    """What the global model and a locally tuned head are worth on one site's own distribution."""
+
+    site: str
+    num_examples: int
+    accuracy_global: Number
+    accuracy_tuned: Number
+
+
 class LeftOut(_Read):
     """A site whose answer did not count in a round."""
 
@@ -110,7 +128,12 @@ class Arm(_Read):
     rounds_run: int
     best_round: int = 0
     stopped_early: bool = False
+    strategy: str = ""
+    encoding: str = ""
+    secure_aggregation: bool = False
     warmup: Warmup | None = None
+    analytic: AnalyticStart | None = None
+    personal: tuple[PersonalRow, ...] = ()
     validation: Metrics | None = None
     test: PairedMetrics
     seconds_total: Number = NAN

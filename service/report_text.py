@@ -39,7 +39,8 @@ def points(difference: float) -> str:
 
 def number(value: float, digits: int = 3) -> str:
     """Return a plain number with a fixed count of decimals."""
-    return f"{value:.{digits}f}" if math.isfinite(value) else ABSENT
+    # a loss of -1e-17 is a rounding error of nothing, and must not read as less than nothing
+    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else ABSENT
 
 
 def count(value: float) -> str:

@@ -23,8 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fl.durable import write_file
 from fl.errors import CheckpointError, GliofedError, Stopped
-from fl.server.checkpoint import write_file
 from service.spec import JobSpec, load_spec
 
 

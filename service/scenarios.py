@@ -1,4 +1,4 @@
-"""The founding study's scenarios as defaults under a job's own settings.
+"""The founding study's scenarios, and two of ours, as defaults under a job's own settings.
 
 Only what sets a scenario apart stands here; what all share is the settings' own defaults. Values are the study's.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-ScenarioName = Literal["iid", "noniid", "holdout", "synthetic"]
+ScenarioName = Literal["iid", "noniid", "holdout", "synthetic", "analytic", "noniid_zero_share"]
 
 _ONE_CLASS_ROUNDS: dict[str, Any] = {
     "rounds": 50,
@@ -41,6 +41,25 @@ SCENARIOS: dict[ScenarioName, dict[str, Any]] = {
         "data": {"partition": {"kind": "one_class", "sites_per_class": 8}},
         "shared": {"source": "synthetic"},
         "fl": _WARM_START,
+    },
+    "analytic": {
+        "data": {"partition": {"kind": "one_class", "sites_per_class": 4}},
+        "model": {"network": {"head": "wide", "random_features": 4096}},
+        "fl": {"analytic": {}, "rounds": 0, "participation": 1.0, "early_stop": None},
+    },
+    "noniid_zero_share": {
+        "data": {"partition": {"kind": "one_class", "sites_per_class": 4}},
+        "model": {"network": {"head": "wide", "random_features": 4096, "dropout": 0.0}},
+        "fl": {
+            "analytic": {},
+            "rounds": 20,
+            "participation": 1.0,
+            "aggregation": "uniform",
+            "strategy": {"kind": "muon"},
+            "local": {"optimizer": "sgd", "learning_rate": 1.0, "steps": 1, "batch_size": 32},
+            "augment": {"views": 2},
+            "early_stop": None,
+        },
     },
 }
 """Defaults of each scenario, laid under the job file."""

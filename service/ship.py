@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 
 from export.bundle import load_bundle, write_bundle
 from export.onnx import export_onnx
+from export.onnx_checks import WideHead
 from export.predictor import Predictor, encode_png, grad_cam, overlay_heatmap
 from fl.data.federation import Federation
 from fl.data.scans import read_gray
+from fl.evaluation.gradcam import scores_and_contributions
 from fl.model.flat import FlatParameters, scatter
+from fl.model.head import WidePooling
 from fl.model.vgg import SplitVgg19
 from fl.training.trainer import load_model_state
 from fl.types import CLASSES, Scan
@@ -43,7 +47,12 @@ def export_bundle(
     checked = (federation.validation_scans or federation.test_scans)[:NUM_CHECKED_IMAGES]
     images_NCHW, _ = preprocess([read_gray(scan.path, scan.pixels_sha256) for scan in checked], spec)
     onnx_bytes, agreement = export_onnx(
-        model.features(), model.head, preprocess=spec, labels=CLASSES, images_NCHW=images_NCHW
+        model.features(),
+        model.head,
+        preprocess=spec,
+        labels=CLASSES,
+        images_NCHW=images_NCHW,
+        wide=wide_head(model),
     )
     return write_bundle(
         run.folder / "bundle",
@@ -63,6 +72,18 @@ def export_bundle(
         },
         data_kind=federation.data_kind,
         name=run.spec.name,
+    )
+
+
+def wide_head(model: SplitVgg19) -> WideHead | None:
+    """Return what the exporter must know of a wide head, None for an average one. The model is in evaluation mode."""
+    pooling = model.pooling
+    if not isinstance(pooling, WidePooling):
+        return None
+    return WideHead(
+        frozen_layer=list(dict(model.prefix.named_children()))[-1],
+        random_RF=pooling.random_RF,
+        truth=partial(scores_and_contributions, model),
     )
 
 

@@ -19,9 +19,13 @@ from fl.model.speed import SpeedSettings
 from fl.model.vgg import NetworkSettings
 from fl.model.weights import WeightSettings
 from fl.runtime.cluster import RaySettings
+from fl.server.analytic import AnalyticSettings
+from fl.server.choice import misfit, secure_misfit
+from fl.server.muon import MuonSettings
 from fl.server.rounds import RoundSettings
 from fl.training.augment import AugmentSettings
 from fl.training.local import LocalSettings
+from fl.training.personal import PersonalSettings
 from fl.training.warmup import WarmupSettings
 from service.scenarios import SCENARIOS, ScenarioName
 from service.yaml_source import KeyPath, Source, SpecError, key_paths, read_overrides, read_yaml
@@ -56,6 +60,23 @@ class FederationSettings(RoundSettings):
     local: LocalSettings = Field(default_factory=LocalSettings, description="A site's work in a round.")
     augment: AugmentSettings = Field(default_factory=AugmentSettings, description="Random views of training images.")
     warmup: WarmupSettings | None = Field(None, description="Training on the shared set before round 1.")
+    analytic: AnalyticSettings | None = Field(
+        None, description="A head in closed form from one round of sums over the sites, before round 1."
+    )
+    personal: PersonalSettings | None = Field(
+        None, description="Measure at the end what a head tuned on each site would be worth to it; null: do not."
+    )
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> Self:
+        faults = [misfit(self.strategy, self.aggregation, self.encoding, self.local)]
+        if self.secure_aggregation is not None:
+            faults.append(secure_misfit(self.strategy, self.aggregation, self.encoding))
+        if fault := next((fault for fault in faults if fault is not None), None):
+            raise ValueError(fault)
+        if self.warmup is not None and self.analytic is not None:
+            raise ValueError("warmup and analytic both make the head that round 1 starts from; set one of them to null")
+        return self
 
 
 class JobSpec(BaseModel):
@@ -63,9 +84,10 @@ class JobSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="Names the run's folder.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,40}$", description="Names the run's folder.")
     scenario: ScenarioName = Field(
-        description="The study's scenario whose defaults apply: iid, noniid, holdout, synthetic."
+        description="Whose defaults apply: the study's iid, noniid, holdout, synthetic; ours: analytic, "
+        "noniid_zero_share."
     )
     seed: int = Field(7, ge=0, lt=2**62, description="Seed of every draw.")
     baseline: bool = Field(
@@ -97,8 +119,27 @@ class JobSpec(BaseModel):
                 f"data.validation_fraction + shared.holdout_fraction is {self.data.validation_fraction + holdout:g}; "
                 "expected at most 0.9, the sites train on the rest"
             )
+        if self.fl.analytic is not None and self.model.network.head != "wide":
+            raise ValueError(
+                f"fl.analytic sums features exactly, which a head `{self.model.network.head}` does not bound; "
+                "set model.network.head: wide"
+            )
+        if self.fl.rounds == 0 and self.fl.analytic is None and self.fl.warmup is None:
+            raise ValueError(
+                "fl.rounds is 0 and nothing is learnt before them; set fl.rounds, fl.analytic or fl.warmup"
+            )
         if self.baseline and self.scenario == "noniid":
             raise ValueError("scenario noniid is the baseline itself; set baseline: false")
+        if self.baseline and (self.fl.rounds == 0 or self.fl.strategy.kind == "muon"):
+            raise ValueError(
+                "the baseline averages what sites have trained, and this job's sites do not train by themselves; set "
+                "baseline: false and compare with a run of scenario noniid"
+            )
+        if isinstance(self.fl.strategy, MuonSettings) and self.fl.rounds > self.fl.strategy.decay_rounds:
+            raise ValueError(
+                f"fl.rounds is {self.fl.rounds}, but after fl.strategy.decay_rounds, {self.fl.strategy.decay_rounds}, "
+                "steps are next to nothing; raise decay_rounds with the rounds"
+            )
         return self
 
     def to_yaml(self) -> str:
@@ -119,7 +160,7 @@ class JobSpec(BaseModel):
             "shared": {"folder"},
             "preprocess": {"backend"},
             "model": {"weights": {"path"}},
-            "fl": {"min_clients", "site_timeout_seconds", "rounds", "early_stop"},
+            "fl": {"min_clients", "site_timeout_seconds", "rounds", "early_stop", "personal"},
         }
         content = self.model_dump(mode="json", exclude=exempt)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -211,7 +252,8 @@ def _existing_keys(location: Sequence[Any], values: Any) -> KeyPath:
     keys: list[str | int] = []
     for depth, key in enumerate(location):
         last = depth == len(location) - 1
-        if isinstance(values, Mapping) and (key in values or last):
+        is_tag = isinstance(values, Mapping) and key in (values.get("kind"), values.get("source"))
+        if isinstance(values, Mapping) and (key in values or (last and not is_tag)):
             keys.append(key)
             values = values.get(key)
     return tuple(keys)
@@ -227,7 +269,7 @@ def _suggestion(location: KeyPath) -> str:
         return f"; did you mean {names[close[0]]}?"
     elsewhere = [key for key in known if key.rpartition(".")[2] == str(location[-1])]
     if elsewhere:
-        return f"; did you mean {elsewhere[0]}?"
+        return f"; did you mean {' or '.join(elsewhere[:3])}?"
     return f"; known here: {', '.join(names)}" if names else ""
 
 

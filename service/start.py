@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,23 @@ _BASELINE = "baseline.parameters"
 class Start:
     """A whole model's weights, and the trained parameters that each arm of the job begins with.
 
-    warmup: what the warm-up was (epochs, seconds, last loss), None where there was none.
+    warmup: what the warm-up was (epochs, seconds, last loss), None where there was none. analytic: what the closed form
+    took (sites, bytes, ridge, seconds), None where there was none.
     """
 
     state: ModelState
     scenario_parameters: FlatParameters
     baseline_parameters: FlatParameters
     warmup: dict[str, Any] | None
+    analytic: dict[str, Any] | None = None
 
     def digest(self) -> str:
         """Return a digest of all weights."""
         digest = hashlib.sha256()
         for name in sorted(self.state):
             digest.update(name.encode() + self.state[name].tobytes())
+        if self.analytic is not None:
+            digest.update(self.scenario_parameters.tobytes())
         return digest.hexdigest()
 
 
@@ -54,8 +58,10 @@ def initial_model_state(spec: JobSpec) -> ModelState:
     return model_state(model)
 
 
-def trainer_setup(spec: JobSpec, state: ModelState, *, store_root: Path, num_threads: int) -> TrainerSetup:
-    """Return what workers are made of."""
+def trainer_setup(
+    spec: JobSpec, state: ModelState, *, store_root: Path, num_threads: int, state_root: Path | None = None
+) -> TrainerSetup:
+    """Return what workers are made of. state_root: where sites keep what they remember."""
     return TrainerSetup(
         network=spec.model.network,
         speed=spec.model.speed,
@@ -67,6 +73,7 @@ def trainer_setup(spec: JobSpec, state: ModelState, *, store_root: Path, num_thr
         seed=spec.seed,
         num_threads=num_threads,
         state=state,
+        state_root=state_root,
     )
 
 
@@ -108,6 +115,28 @@ def write_start(folder: Path, start: Start, *, data_digest: str) -> None:
     """Save the start durably, so that a resumed run begins from the same bytes."""
     facts = {"data": data_digest, "warmup": start.warmup}
     save_start(folder, {**start.state, _BASELINE: start.baseline_parameters}, facts)
+
+
+def read_closed_form(folder: Path, start: Start, *, job_digest: str) -> Start | None:
+    """Return the start with the closed form that this run saved, None where it has none yet.
+
+    Raises CheckpointError where it was made by another job.
+    """
+    found = load_start(folder)
+    if found is None:
+        return None
+    state, facts = found
+    if facts["job"] != job_digest:
+        raise CheckpointError(
+            f"{folder}: was made by another job (other spec, data or start); resume with the run's own spec.yaml and "
+            "data, or start again with a new --run-dir"
+        )
+    return replace(start, scenario_parameters=state["parameters"], analytic=facts["analytic"])
+
+
+def write_closed_form(folder: Path, start: Start, *, job_digest: str) -> None:
+    """Save a start's closed form durably: its sums cost each site a pass over its scans."""
+    save_start(folder, {"parameters": start.scenario_parameters}, {"job": job_digest, "analytic": start.analytic})
 
 
 def _model(spec: JobSpec, state: ModelState) -> SplitVgg19:

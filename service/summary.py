@@ -9,18 +9,6 @@ from typing import Any
 
 from service.progress import Display
 
-HEADER = (
-    "arm",
-    "test accuracy",
-    "deduplicated",
-    "macro F1",
-    "from",
-    "rounds",
-    "best",
-    "s/round",
-    "MB/site/round",
-)
-
 
 def print_summary(display: Display, folder: Path) -> None:
     """Print a finished run's figures, read from its result.json."""
@@ -48,6 +36,11 @@ def _figures(arm: Mapping[str, Any]) -> dict[str, str]:
         "macro F1, as published": f"{published['macro_f1']:.4f}",
         "validation accuracy before round 1": f"{arm['start_validation_accuracy']:.4f}",
         "rounds run (best)": f"{arm['rounds_run']} ({arm['best_round']})",
-        "seconds a round": f"{arm['seconds_per_round']:.1f}",
-        "MB a site and round": f"{arm['bytes_per_site_round'] / 1e6:.2f}",
+        "seconds a round": _or_dash(arm["seconds_per_round"], 1.0, 1),
+        "MB a site and round": _or_dash(arm["bytes_per_site_round"], 1e6, 2),
     }
+
+
+def _or_dash(value: float | None, unit: float, digits: int) -> str:
+    """Return a figure, or a dash where no round was run."""
+    return "-" if value is None else f"{value / unit:.{digits}f}"

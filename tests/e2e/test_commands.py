@@ -145,7 +145,7 @@ def test_audit_finds_copies_and_what_is_no_image(call: Call, spoilt_data: Path) 
 
 def test_a_bad_spec_names_line_column_and_the_nearest_setting(call: Call, tmp_path: Path, workplace: Workplace) -> None:
     job = tmp_path / "job.yaml"
-    job.write_text("name: bad\nscenario: iid\ndata:\n  root: nowhere\nfl:\n  min_clinets: 3\n  rounds: 0\n")
+    job.write_text("name: bad\nscenario: iid\ndata:\n  root: nowhere\nfl:\n  min_clinets: 3\n  rounds: -1\n")
     for command in (("config", "validate", job), ("train", job, "--run-dir", tmp_path / "run")):
         answer = call(*command)
         assert answer.code == 2

@@ -83,5 +83,5 @@ def test_sites_that_send_nan_are_refused_by_name(workplace: Workplace, launch: L
     assert command.wait() == 1, command.output
     assert "round 1: 0 usable replies" in command.errors
     for name in ("glioma", "meningioma", "notumor", "pituitary"):
-        assert f"{name}-00: update refused: parameters contain NaN or infinity" in command.errors
+        assert f"{name}-00: update refused: its update contains NaN or infinity" in command.errors
     assert "Traceback" not in command.errors
