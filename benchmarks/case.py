@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from benchmarks.contest import Contest
 
 Run = Callable[[], Any]
 """Does a case's whole work once, all items, and returns what it made."""
@@ -25,10 +29,36 @@ class Peer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The smallest value of one figure that a run with --check accepts."""
+    """What a run with --check accepts of one figure: a smallest value or, where less is better, a largest.
 
-    figure: Literal["ratio", "limit_fraction"]
-    at_least: float
+    ratio: peer over ours. slowdown: ours over the peer, for what adds to the peer's work. limit_fraction: limit over
+    ours.
+    """
+
+    figure: Literal["ratio", "slowdown", "limit_fraction"]
+    at_least: float = -math.inf
+    at_most: float = math.inf
+
+    def __post_init__(self) -> None:
+        if math.isfinite(self.at_least) == math.isfinite(self.at_most):
+            raise ValueError(
+                f"target for {self.figure}: at_least is {self.at_least}, at_most is {self.at_most}; give one of them"
+            )
+
+    def __str__(self) -> str:
+        if math.isfinite(self.at_least):
+            return f"≥ {self.at_least:g}"
+        return f"{self.figure} ≤ {self.at_most:g}"
+
+    def is_met(self, value: float) -> bool:
+        """Return whether the figure's value is good enough."""
+        return self.at_least <= value <= self.at_most
+
+    def to_json(self) -> dict[str, float]:
+        """Return {figure: least}, or {figure_at_most: most}."""
+        if math.isfinite(self.at_least):
+            return {self.figure: self.at_least}
+        return {f"{self.figure}_at_most": self.at_most}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,4 +95,4 @@ class Suite:
     """
 
     inputs: str
-    cases: Iterable[Case]
+    cases: Iterable[Case | Contest]

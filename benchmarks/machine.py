@@ -13,7 +13,14 @@ from kernels import dispatch
 from service.machine import hardware
 
 _LAST_LEVEL_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-_SOFTWARE = {"gliofed": "gliofed", "numpy": "numpy", "opencv": "opencv-python", "torch": "torch"}
+_SOFTWARE = {
+    "gliofed": "gliofed",
+    "numpy": "numpy",
+    "opencv": "opencv-python",
+    "torch": "torch",
+    "ray": "ray",
+    "flwr": "flwr",
+}
 
 
 def describe_machine(inputs: str) -> dict[str, Any]:

@@ -14,9 +14,14 @@ HEADER = ("case", "fastest peer", "correct", "ours", "peer", "ratio", "quartiles
 
 
 def print_table(display: Display, title: str, rows: Sequence[Row]) -> None:
-    """Print one line a case and, below, what was wrong with wrong results."""
+    """Print one line a case and, below, CPU times, remarks and what was wrong with wrong results."""
     display.table(title, HEADER, [_cells(row) for row in rows], num_text_columns=3)
     for row in rows:
+        if row.cpu_seconds is not None:
+            ours, theirs = map(_duration, row.cpu_seconds)
+            display.say(f"{row.case}: CPU time of all processes, ours {ours}, peer {theirs}")
+        for remark in row.remarks:
+            display.say(f"{row.case}: {remark}")
         if row.complaint is not None:
             display.say(f"WRONG RESULT in {row.case}: {row.complaint}")
 
@@ -49,7 +54,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _target(row: Row) -> str:
     if row.target is None:
         return ""
-    return f"≥ {row.target.at_least:g} {'missed' if row.below_target else 'met'}"
+    return f"{row.target} {'missed' if row.misses_target else 'met'}"
 
 
 def _duration(seconds: float) -> str:

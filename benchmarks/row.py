@@ -19,6 +19,9 @@ class Row:
     Seconds are medians, an item. ratio (peer over ours) and limit_fraction (limit over ours) are medians of the
     quotients within one round, because a machine that slows down for a while slows both halves of a quotient;
     ratio_quartiles are the quartiles of those quotients.
+
+    cpu_seconds: (ours, the peer's) over all processes, an item, where a case measures them. remarks: what else a
+    reader has to know, above all what limits each side; one line each.
     """
 
     case: str
@@ -31,17 +34,23 @@ class Row:
     samples: int
     target: Target | None
     complaint: str | None
+    cpu_seconds: tuple[float, float] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
-    def below_target(self) -> bool:
+    def misses_target(self) -> bool:
         """Whether the case has a target and misses it."""
         if self.target is None:
             return False
-        reached = {"ratio": self.ratio, "limit_fraction": self.limit_fraction}[self.target.figure]
-        return reached is None or reached < self.target.at_least
+        reached = {"ratio": self.ratio, "slowdown": 1 / self.ratio, "limit_fraction": self.limit_fraction}
+        value = reached[self.target.figure]
+        return value is None or not self.target.is_met(value)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; figures to four digits, as many as a timing can bear."""
+        """Plain JSON values; to four digits, as many as a timing can bear. What was not measured is left out."""
+        return {**self._figures(), **self._circumstances()}
+
+    def _figures(self) -> dict[str, Any]:
         return {
             "case": self.case,
             "ours_seconds": _digits(self.ours_seconds),
@@ -50,10 +59,18 @@ class Row:
             "ratio": _digits(self.ratio),
             "ratio_quartiles": [_digits(quartile) for quartile in self.ratio_quartiles],
             "limit_fraction": None if self.limit_fraction is None else _digits(self.limit_fraction),
-            "target": None if self.target is None else {self.target.figure: self.target.at_least},
+            "target": None if self.target is None else self.target.to_json(),
             "samples": self.samples,
             "correct": self.complaint is None,
         }
+
+    def _circumstances(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.cpu_seconds is not None:
+            found["ours_cpu_seconds"], found["peer_cpu_seconds"] = map(_digits, self.cpu_seconds)
+        if self.remarks:
+            found["remarks"] = list(self.remarks)
+        return found
 
 
 def run_case(case: Case, budget: Budget) -> Row:
