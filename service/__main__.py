@@ -9,13 +9,19 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.signals import EXIT_STOPPED, stop_requests
 from service.yaml_source import SpecError
+
+if TYPE_CHECKING:
+    from service.progress import Display
+    from service.runs import Run
 
 EXIT_FAULT = 1
 EXIT_BAD_SPEC = 2
@@ -46,25 +52,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --run-dir, or begin it.")] = False,
 ) -> None:
     """Train a federation, test it, export its model and write a report."""
-    from fl.runtime.cluster import prepare_environment
-    from service.progress import Display
-    from service.runs import default_run_folder, link_latest, open_run
-    from service.spec import load_spec
-    from service.summary import print_summary
-
-    if resume and run_dir is None:
-        raise SpecError(["--resume: needs --run-dir, the folder of the run to continue"])
-    spec = load_spec(job, overrides)
-    prepare_environment(spec.ray)
-    display = Display()
-    with stop_requests() as should_stop, open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
+    with _begun(job, overrides, run_dir, resume=resume) as (run, display, should_stop):
         from service.job import run_job  # it imports Ray, which reads its environment then
 
-        display.say(f"gliofed: job `{spec.name}`, scenario `{spec.scenario}`, run {run.folder}")
         run_job(run, display, should_stop)
-    if run_dir is None:
-        link_latest(run.folder)
-    print_summary(display, run.folder)
 
 
 @app.command(name="eval")
@@ -135,28 +126,11 @@ def coordinator(
     ] = None,
 ) -> None:
     """Train a federation of hospitals over TLS: wait for their sites, then run the job's rounds with them."""
-    from fl.runtime.cluster import prepare_environment
-    from service.progress import Display
-    from service.runs import default_run_folder, link_latest, open_run
-    from service.spec import load_spec
-    from service.summary import print_summary
-
-    if resume and run_dir is None:
-        raise SpecError(["--resume: needs --run-dir, the folder of the run to continue"])
-    spec = load_spec(job, overrides)
-    prepare_environment(spec.ray)
-    display = Display()
-    with stop_requests() as should_stop, open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
+    with _begun(job, overrides, run_dir, resume=resume) as (run, display, should_stop):
         from fl.hospital.folders import read_coordinator_folder
-
-        display.say(f"gliofed: job `{spec.name}`, scenario `{spec.scenario}`, run {run.folder}")
-        folder = read_coordinator_folder(keys)
         from service.coordinate import coordinate
 
-        coordinate(run, folder, display, should_stop, quorum=quorum)
-    if run_dir is None:
-        link_latest(run.folder)
-    print_summary(display, run.folder)
+        coordinate(run, read_coordinator_folder(keys), display, should_stop, quorum=quorum)
 
 
 @app.command()
@@ -229,6 +203,30 @@ def explain(job: JobFile, overrides: Overrides = []) -> None:  # noqa: B006
 
     for setting in explain_spec(job, overrides):
         print(f"{setting.key} = {setting.value}\n    from {setting.origin}: {setting.description}")
+
+
+@contextmanager
+def _begun(
+    job: Path, overrides: Sequence[str], run_dir: Path | None, *, resume: bool
+) -> Iterator[tuple[Run, Display, Callable[[], bool]]]:
+    """Open a job's run; yield it, the screen and whether a signal asked to stop; then print what came out."""
+    from fl.runtime.cluster import prepare_environment
+    from service.progress import Display
+    from service.runs import default_run_folder, link_latest, open_run
+    from service.spec import load_spec
+    from service.summary import print_summary
+
+    if resume and run_dir is None:
+        raise SpecError(["--resume: needs --run-dir, the folder of the run to continue"])
+    spec = load_spec(job, overrides)
+    prepare_environment(spec.ray)
+    display = Display()
+    with stop_requests() as should_stop, open_run(run_dir or default_run_folder(spec), spec, resume=resume) as run:
+        display.say(f"gliofed: job `{spec.name}`, scenario `{spec.scenario}`, run {run.folder}")
+        yield run, display, should_stop
+    if run_dir is None:
+        link_latest(run.folder)
+    print_summary(display, run.folder)
 
 
 def main() -> None:

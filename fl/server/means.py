@@ -49,16 +49,12 @@ class RoundMean:
         self._num_parameters = num_parameters
         self._means: dict[str, ExactMean] = {}
 
-    def weight(self, site: Site) -> float:
-        """Return the site's weight within its group, in (0, 1]."""
-        return self._shares.weight(site)
-
     def add(self, site: Site, parameters: FlatParameters) -> None:
         """Add the parameters [P] of a selected site."""
         group = self._shares.group(site)
         if group not in self._means:
             self._means[group] = ExactMean(self._num_parameters)
-        self._means[group].add(parameters, self.weight(site))
+        self._means[group].add(parameters, self._shares.weight(site))
 
     def result(self) -> FlatParameters:
         """Return the mean in float32. Raises ValueError where nothing was added."""

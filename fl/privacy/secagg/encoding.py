@@ -94,11 +94,6 @@ class RingEncoding:
         """Elements of a ring vector: all arrays, then weight, clipped values and one."""
         return sum(array.length for array in self.arrays) + _TAIL
 
-    def quantum(self, name: str) -> float:
-        """Return the resolution of a summed array, or of an averaged one at the largest weight."""
-        array = self._array(name)[0]
-        return array.clip / (self.weight_quanta * self.max_weight)
-
     def empty(self) -> RingVector:
         """Return a new ring vector, not initialised."""
         return np.empty(self.length, self.dtype)
