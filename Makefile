@@ -22,14 +22,15 @@ setup: $(STAMP) ## Make .venv: pinned dependencies, compiled kernels, the comman
 $(STAMP): pyproject.toml requirements.lock $(KERNEL_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --constraint requirements.lock $(BUILD_NEEDS)
-	PATH=$(CURDIR)/$(BIN):$$PATH $(INSTALL) --constraint requirements.lock --no-build-isolation --editable '.[dev,dali]'
+	PATH=$(CURDIR)/$(BIN):$$PATH $(INSTALL) --constraint requirements.lock --no-build-isolation --editable '.[train,dali,grpc,ray-serve,dev]'
 	touch $(STAMP)
 
 run: setup ## Train the demo on embedded data: at most 5 minutes on 2 cores
 	$(BIN)/gliofed train configs/demo.yaml $(ARGS)
 
+# Two processes: one for the jobs that the tests under e2e share, which mostly wait, one for all else.
 test: setup ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # A second build of the package kernels, beside which nothing of ours is installed: -S leaves out the editable one.
 # NumPy's and Python's own memory must come from the sanitizer's malloc, hence the preloaded libraries.
@@ -66,7 +67,7 @@ bench: setup ## Measure a suite against its peers: make bench SUITE=kernels [ARG
 lock: ## Resolve the newest allowed versions in a new environment and write requirements.lock
 	rm -rf build/lock-venv && $(PYTHON) -m venv build/lock-venv
 	build/lock-venv/bin/pip install --quiet $(BUILD_NEEDS)
-	PATH=$(CURDIR)/build/lock-venv/bin:$$PATH build/lock-venv/bin/pip install --quiet --no-build-isolation --editable '.[dev,dali]'
+	PATH=$(CURDIR)/build/lock-venv/bin:$$PATH build/lock-venv/bin/pip install --quiet --no-build-isolation --editable '.[train,dali,grpc,ray-serve,dev]'
 	{ echo '# Exact versions of everything that make setup installs (pip constraints). Refresh: make lock'; \
 	  build/lock-venv/bin/pip freeze --exclude-editable; } > requirements.lock
 
