@@ -3,7 +3,8 @@
 The graph is written by hand rather than traced so that the same weights give the same bytes, nodes and
 weights keep the layers' names, and the class maps come out beside the logits.
 
-    images [batch,3,S,S] ─ convolutions, ReLU, pools ─ A ─┬─ last pool ─ average ─ head ─ logits [batch,C]
+    images [batch,3,S,S] ─ convolutions, ReLU, pools ─ A ─┬─ last pool ─ average ─┬─ head ─ logits [batch,C]
+                                                          │                       └─ embedding [batch,K]
                                                           └─ 1x1 conv, head.weight ─ class_maps [batch,C,h,w]
 
 Grad-CAM at A (Selvaraju et al. 2017) needs no backward pass here. A non-overlapping max pool hands the
@@ -60,6 +61,10 @@ ONNX Runtime may give it to different places, and the map of an image moves by a
 full-width VGG19 at 160 pixels: at most 6e-7 on 80 slices; a map turned over its diagonal is 1.2 away."""
 
 
+_Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+"""logits_NC, class_maps_NChw, embedding_NE."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
     """How far ONNX Runtime and torch are apart: largest difference as a share of the output's largest
@@ -68,6 +73,7 @@ class Agreement:
 
     logits: float
     class_maps: float
+    embedding: float
     num_images: int
 
 
@@ -115,7 +121,8 @@ def build_onnx(
     else:
         write_wide_outputs(graph, layers, head, wide)
     maps_doc = f"Grad-CAM at the last convolution is relu(class_maps) / {graph.size**2}" if wide is None else WIDE_MAPS
-    model = _model(graph, preprocess, labels, maps_doc)
+    num_embedded = head.in_features - (0 if wide is None or wide.random_RF is None else len(wide.random_RF))
+    model = _model(graph, preprocess, labels, maps_doc, num_embedded)
     onnx.checker.check_model(model, full_check=True)  # full: with strict shape inference over the whole graph
     return bytes(model.SerializeToString(deterministic=True))
 
@@ -143,20 +150,19 @@ def verify_against_torch(
         )
     expected = _torch_outputs(features, head, images_NCHW) if wide is None else _wide_truth(wide, images_NCHW)
     actual = session.run(list(OUTPUT_NAMES), {INPUT_NAME: images_NCHW})
-    (logits, class_maps), (true_logits, true_maps) = actual, expected
+    (logits, class_maps, embedding), (true_logits, true_maps, true_embedding) = actual, expected
     return Agreement(
         logits=_compare(OUTPUT_NAMES[0], logits, true_logits, tolerance),
         class_maps=_compare(OUTPUT_NAMES[1], class_maps, true_maps, tolerance)
         if wide is None
         else _compare_places(class_maps, true_maps, tolerance),
+        embedding=_compare(OUTPUT_NAMES[2], embedding, true_embedding, tolerance),
         num_images=len(images_NCHW),
     )
 
 
-def _torch_outputs(
-    features: nn.Sequential, head: nn.Linear, images_NCHW: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return torch's logits_NC and class_maps_NChw, as the training code computes them."""
+def _torch_outputs(features: nn.Sequential, head: nn.Linear, images_NCHW: NDArray[np.float32]) -> _Outputs:
+    """Return torch's logits_NC, class_maps_NChw and embedding_NE, as the training code computes them."""
     if head.weight.is_cuda:  # a GPU may round to TF32, which is no truth to compare with
         features, head = copy.deepcopy(features).cpu(), copy.deepcopy(head).cpu()
     with torch.no_grad():
@@ -164,13 +170,15 @@ def _torch_outputs(
         for layer in list(features)[:-1]:
             activations = layer(activations)
         class_maps = torch.einsum("ck,nkhw->nchw", head.weight, activations)
-        logits = head(features[-1](activations).mean(dim=(2, 3)))
-    return logits.numpy(), class_maps.numpy()
+        embedding = features[-1](activations).mean(dim=(2, 3))
+        logits = head(embedding)
+    return logits.numpy(), class_maps.numpy(), embedding.numpy()
 
 
-def _wide_truth(wide: WideHead, images_NCHW: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _wide_truth(wide: WideHead, images_NCHW: NDArray[np.float32]) -> _Outputs:
     logits_NC, class_maps_NChw = wide.truth(torch.from_numpy(images_NCHW.copy()))  # a copy: ReLU may work in place
-    return logits_NC.numpy(), class_maps_NChw.numpy()
+    embedding_NE = wide.pooled(torch.from_numpy(images_NCHW.copy()))
+    return logits_NC.numpy(), class_maps_NChw.numpy(), embedding_NE.numpy()
 
 
 def _compare(output: str, ours: NDArray[np.float32], truth: NDArray[np.float32], tolerance: float) -> float:
@@ -238,17 +246,18 @@ _WRITERS: dict[type[nn.Module], Callable[[Graph, str, nn.Module], None]] = {
 
 
 def _write_outputs(graph: Graph, last_pool: str, head: nn.Linear) -> None:
-    """Write both outputs from the last ReLU's activations.
+    """Write the outputs from the last ReLU's activations.
 
     The head is a 1x1 convolution in both places, over the same stored weight, so that logits and class maps
     cannot drift apart when a later step rewrites weights (quantisation, for one).
     """
-    logits, class_maps = OUTPUT_NAMES
+    logits, class_maps, embedding = OUTPUT_NAMES
     activations = graph.tensor
     weight = graph.weigh("head.weight", head.weight[:, :, None, None])
     graph.add("Conv", "class_maps_conv", [activations, weight], class_maps, kernel_shape=[1, 1])
     graph.add("MaxPool", last_pool, [activations], f"{last_pool}.out", kernel_shape=[2, 2], strides=[2, 2])
     graph.add("GlobalAveragePool", "average", [graph.tensor], "average.out")
+    graph.add("Flatten", "pooling.embedding", ["average.out"], embedding, axis=1)
     inputs = ["average.out", weight]
     if head.bias is not None:
         inputs.append(graph.weigh("head.bias", head.bias))
@@ -256,18 +265,22 @@ def _write_outputs(graph: Graph, last_pool: str, head: nn.Linear) -> None:
     graph.add("Flatten", "flatten", ["head.out"], logits, axis=1)
 
 
-def _model(graph: Graph, preprocess: PreprocessSpec, labels: Sequence[str], maps_doc: str) -> onnx.ModelProto:
+def _model(
+    graph: Graph, preprocess: PreprocessSpec, labels: Sequence[str], maps_doc: str, num_embedded: int
+) -> onnx.ModelProto:
     """Return the finished model: typed inputs and outputs, and what a reader must know written into it."""
     size, num_classes = preprocess.size, len(labels)
     shapes: dict[str, list[str | int]] = {
         INPUT_NAME: ["batch", 3, size, size],
         OUTPUT_NAMES[0]: ["batch", num_classes],
         OUTPUT_NAMES[1]: ["batch", num_classes, graph.size, graph.size],
+        OUTPUT_NAMES[2]: ["batch", num_embedded],
     }
     docs = {
         INPUT_NAME: f"MRI slices prepared as metadata_props[{PREPROCESS_KEY!r}] says",
         OUTPUT_NAMES[0]: f"unnormalised class scores, in the order of metadata_props[{LABELS_KEY!r}]",
         OUTPUT_NAMES[1]: maps_doc,
+        OUTPUT_NAMES[2]: "pooled feature maps that the head reads: where an image lies among those trained on",
     }
     infos = {
         name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape, docs[name])

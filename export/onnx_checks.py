@@ -20,11 +20,13 @@ class WideHead:
 
     frozen_layer: name of the layer whose output P is. random_RF: [R, F] float32 of the random features, None for none.
     truth: images_NCHW to (logits_NC, class_maps_NChw) float32, by the training code, which the graph is held to.
+    pooled: images_NCHW to the pooled values [N,F] float32 before any random features, by the training code too.
     """
 
     frozen_layer: str
     random_RF: Tensor | None
     truth: Callable[[Tensor], tuple[Tensor, Tensor]]
+    pooled: Callable[[Tensor], Tensor]
 
 
 def check_network(

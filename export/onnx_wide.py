@@ -1,7 +1,7 @@
 """The outputs of a network with a wide head, as ONNX nodes: scores, and where in the image each score comes from.
 
-    P, the frozen maps ──┬─ mean ─┐
-                         ├─ max ──┤  each over its root ┌──────────────┐
+    P, the frozen maps ──┬─ mean ─┐                     ┌─ embedding [batch,F]
+                         ├─ max ──┤  each over its root ├──────────────┐
     A ─ last pool ─ L ───┼─ mean ─┤    mean square: x ──┤              ├─ head ─ logits [batch,C]
                          └─ max ──┘                     └─ relu(S x), ─┘
                                                            if any
@@ -44,7 +44,7 @@ _NO_SHARE = 1e-6
 
 
 def write_wide_outputs(graph: Graph, layers: Sequence[tuple[str, nn.Module]], head: nn.Linear, wide: WideHead) -> None:
-    """Write both outputs; the graph stands at A, the last ReLU's output.
+    """Write the outputs; the graph stands at A, the last ReLU's output.
 
     Names of nodes for the maps alone begin with `class_maps`, those between convolutions and head with `pooling`. Leave
     both and `head` out of an int8 quantisation: they cost next to nothing, and a quantiser mistakes the head's weight,
@@ -104,8 +104,9 @@ class _Pooled:
 
 
 def _write_scores(graph: Graph, sources: Sequence[_Pooled], head: nn.Linear, wide: WideHead) -> list[str]:
-    """Write the logits; return for each source the name of v [batch,C,2K], what mean and maximum count for a score."""
-    features = graph.node("Concat", "pooling.all", [name for source in sources for name in source.scaled], axis=1)
+    """Write logits and embedding; return for each source the name of v [batch,C,2K], what values count for a score."""
+    features = OUTPUT_NAMES[2]
+    graph.add("Concat", "pooling.all", [name for source in sources for name in source.scaled], features, axis=1)
     weight = effective = graph.weigh("head.weight", head.weight)
     if wide.random_RF is not None:
         random = graph.weigh("random.weight", wide.random_RF)

@@ -65,6 +65,15 @@ def scores_and_contributions(model: SplitVgg19, images_NCHW: Tensor) -> tuple[Te
     return logits_NK.detach(), torch.stack(maps, dim=1)
 
 
+def pooled_values(model: SplitVgg19, images_NCHW: Tensor) -> Tensor:
+    """Return pooled_NF float32: what the head reads, before a wide head's random features; in evaluation mode."""
+    with torch.no_grad():
+        features_NJ = model.head_features(model.prefix(images_NCHW))
+    pooling = model.pooling
+    num_random = len(pooling.random_RF) if isinstance(pooling, WidePooling) and pooling.random_RF is not None else 0
+    return features_NJ[:, : features_NJ.shape[1] - num_random].float()
+
+
 def _contributions(score: Tensor, prefix_NChw: Tensor, last_NDhw: Tensor) -> Tensor:
     """Return map_Nhw of one class's score."""
     of_last, of_prefix = torch.autograd.grad(score, (last_NDhw, prefix_NChw), retain_graph=True, allow_unused=True)

@@ -87,9 +87,12 @@ def test_graph_answers_as_torch_does_for_any_batch(size: int, num: int) -> None:
     images = make_images(size, num)
     agreement = verify_against_torch(model, features, head, images)
     assert agreement.num_images == num
-    assert max(agreement.logits, agreement.class_maps) < 1e-5
-    logits, class_maps = open_session(model).run(None, {"images": images})
+    assert max(agreement.logits, agreement.class_maps, agreement.embedding) < 1e-5
+    logits, class_maps, embedding = open_session(model).run(None, {"images": images})
     assert logits.shape == (num, 4)
+    with torch.no_grad():
+        averaged = features(torch.from_numpy(images)).mean(dim=(2, 3)).numpy()
+    np.testing.assert_allclose(embedding, averaged, rtol=1e-4, atol=1e-6)
     assert class_maps.shape == (num, 4, size // 4, size // 4)
 
 
@@ -130,7 +133,7 @@ def test_a_sabotaged_weight_in_the_file_is_found(weight: str) -> None:
     values = numpy_helper.to_array(stored).copy()
     values.flat[0] += 0.05
     stored.CopyFrom(numpy_helper.from_array(values, weight))
-    with pytest.raises(ExportMismatch, match=r"disagree on (logits|class_maps)") as caught:
+    with pytest.raises(ExportMismatch, match=r"disagree on (logits|class_maps|embedding)") as caught:
         verify_against_torch(model.SerializeToString(), features, head, make_images(24))
     assert caught.value.worst > 0
     assert len(caught.value.index) in (2, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
+from export.card import OUTPUT_NAMES
 from export.errors import ExportMismatch, UnsupportedModel
 from export.onnx import build_onnx, export_onnx, verify_against_torch
 from export.onnx_checks import WideHead
 from export.predictor import open_session
-from fl.evaluation.gradcam import scores_and_contributions
+from fl.evaluation.gradcam import pooled_values, scores_and_contributions
 from fl.model.head import WidePooling
 from fl.model.vgg import NetworkSettings, SplitVgg19, initialise_from_nothing
 from kernels.spec import PreprocessSpec
@@ -42,6 +44,7 @@ def wide_of(model: SplitVgg19) -> WideHead:
         frozen_layer=list(dict(model.prefix.named_children()))[-1],
         random_RF=model.pooling.random_RF,
         truth=lambda images_NCHW: scores_and_contributions(model, images_NCHW),
+        pooled=lambda images_NCHW: pooled_values(model, images_NCHW),
     )
 
 
@@ -68,9 +71,10 @@ def test_graph_scores_and_explains_as_torch_does_and_its_maps_add_up_to_its_scor
     model, images = make_model(random_features, frozen_through), make_images(size)
     logits_NC, class_maps_NChw = scores_and_contributions(model, torch.from_numpy(images))
 
-    found, maps = open_session(build(model, size)).run(["logits", "class_maps"], {"images": images})
+    found, maps, embedding = open_session(build(model, size)).run(list(OUTPUT_NAMES), {"images": images})
 
     np.testing.assert_allclose(found, logits_NC, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embedding, pooled_values(model, torch.from_numpy(images)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(maps, class_maps_NChw, atol=1e-5 * float(class_maps_NChw.abs().max()) + 1e-6)
     np.testing.assert_allclose(maps.sum(axis=(2, 3)) + model.head.bias.detach().numpy(), found, rtol=1e-4, atol=1e-5)
 
@@ -86,7 +90,7 @@ def test_export_verifies_the_graph_and_the_file_says_what_its_maps_mean() -> Non
         wide=wide_of(model),
     )
     assert data == build(model, 50), "the same weights give the same bytes"
-    assert agreement.logits < 1e-5 and agreement.class_maps < 1e-5
+    assert max(agreement.logits, agreement.class_maps, agreement.embedding) < 1e-5
     graph = onnx.load_model_from_string(data).graph
     assert "summed over h and w" in graph.output[1].doc_string
     stored = [weight.name for weight in graph.initializer]
@@ -143,7 +147,7 @@ def test_one_maximum_found_at_another_place_is_no_mismatch_and_a_map_turned_is()
     moved[0, 1, 4, 4] -= 0.002 * maps.abs().sum()
 
     def verify(truth: torch.Tensor) -> float:
-        wide = WideHead(frozen_layer="block4_relu3", random_RF=None, truth=lambda _: (logits, truth))
+        wide = replace(wide_of(model), truth=lambda _: (logits, truth))
         return verify_against_torch(data, model.features(), model.head, images, wide=wide).class_maps
 
     assert 0.003 < verify(moved) < 0.005
@@ -151,22 +155,23 @@ def test_one_maximum_found_at_another_place_is_no_mismatch_and_a_map_turned_is()
         verify(maps.transpose(2, 3))
 
 
+def test_an_embedding_of_something_else_is_found() -> None:
+    model, images = make_model(), make_images(50)
+    wide = replace(wide_of(model), pooled=lambda images_NCHW: pooled_values(model, images_NCHW).flip(1))
+    with pytest.raises(ExportMismatch, match="disagree on embedding"):
+        verify_against_torch(build(model, 50), model.features(), model.head, images, wide=wide)
+
+
 def test_head_that_reads_something_else_is_refused() -> None:
     model = make_model()
     wide = wide_of(model)
     assert wide.random_RF is not None
     for changed, message in (
-        (WideHead(frozen_layer="block9", random_RF=wide.random_RF, truth=wide.truth), "frozen_layer is 'block9'"),
-        (
-            WideHead(frozen_layer="block5_pool", random_RF=wide.random_RF, truth=wide.truth),
-            "before the last convolution",
-        ),
-        (WideHead(frozen_layer="block1_relu1", random_RF=wide.random_RF, truth=wide.truth), "head reads 280 features"),
-        (WideHead(frozen_layer=wide.frozen_layer, random_RF=None, truth=wide.truth), "256 pooled values and 0 random"),
-        (
-            WideHead(frozen_layer=wide.frozen_layer, random_RF=wide.random_RF[:, :9], truth=wide.truth),
-            "random features read 9 values; the pooling gives 256",
-        ),
+        (replace(wide, frozen_layer="block9"), "frozen_layer is 'block9'"),
+        (replace(wide, frozen_layer="block5_pool"), "before the last convolution"),
+        (replace(wide, frozen_layer="block1_relu1"), "head reads 280 features"),
+        (replace(wide, random_RF=None), "256 pooled values and 0 random"),
+        (replace(wide, random_RF=wide.random_RF[:, :9]), "random features read 9 values; the pooling gives 256"),
     ):
         with pytest.raises(UnsupportedModel, match=message):
             build(model, 32, changed)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,19 +17,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
+from export.answer import Answer
 from export.bundle import Bundle, load_bundle, write_bundle
-from export.errors import PredictorError
+from export.calibration import softmax
+from export.confidence import Confidence
+from export.errors import PredictorError, UntrustedBundle
+from export.familiarity import fit_familiarity
+from export.heatmap import encode_png, grad_cam, overlay_heatmap
 from export.onnx import build_onnx
 from export.predictor import (
     GOLDEN_TOLERANCE,
+    INT8_GOLDEN_TOLERANCE,
     Predictor,
-    encode_png,
-    grad_cam,
     make_golden,
     open_session,
-    overlay_heatmap,
-    softmax,
 )
+from export.signing import SigningKey, Trust
 from kernels.decode import UnreadableImage
 from kernels.ops import crop, preprocess
 from kernels.spec import Box, Normalization, PreprocessSpec
@@ -61,21 +66,33 @@ def make_head(height: int = 120, width: int = 100, seed: int = 0) -> np.ndarray:
     return np.where(gray > 0, gray + noise, 0).astype(np.uint8)
 
 
+Load = Callable[..., Bundle]
+
+
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    path = tmp_path_factory.mktemp("bundles") / "bundle"
-    model = build_onnx(*make_network(), preprocess=SPEC, labels=LABELS)
-    return load_bundle(
-        write_bundle(
-            path,
-            onnx_bytes=model,
+def load(tmp_path_factory: pytest.TempPathFactory, signing_key: SigningKey, trust: Trust) -> Load:
+    """Return a loaded bundle of a model's file, with other arguments of write_bundle."""
+
+    def write_and_load(onnx_bytes: bytes, **more: Any) -> Bundle:
+        path = write_bundle(
+            tmp_path_factory.mktemp("bundles") / "bundle",
+            onnx_bytes=onnx_bytes,
             preprocess=SPEC,
             labels=LABELS,
             metrics={},
             provenance={},
             data_kind="phantom",
+            key=signing_key,
+            **more,
         )
-    )
+        return load_bundle(path, trust)
+
+    return write_and_load
+
+
+@pytest.fixture(scope="module")
+def bundle(load: Load) -> Bundle:
+    return load(build_onnx(*make_network(), preprocess=SPEC, labels=LABELS))
 
 
 @pytest.fixture(scope="module")
@@ -173,26 +190,52 @@ def test_a_file_that_is_no_model_or_keeps_weights_elsewhere_is_refused(bundle: B
         open_session(model.SerializeToString())
 
 
-def _damaged(bundle: Bundle, value: float) -> Bundle:
+def _damaged(bundle: Bundle, value: float) -> bytes:
     model = onnx.load_model_from_string(bundle.model_onnx)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(4, value, np.float32), "head.bias"))
-    return dataclasses.replace(bundle, model_onnx=model.SerializeToString())
+    return model.SerializeToString()
 
 
-def test_scores_that_are_not_finite_are_never_handed_out(bundle: Bundle) -> None:
+def test_scores_that_are_not_finite_are_never_handed_out(bundle: Bundle, load: Load) -> None:
     with pytest.raises(PredictorError, match="not finite"):
-        Predictor(_damaged(bundle, float("nan"))).predict([make_head()])
+        Predictor(load(_damaged(bundle, float("nan")))).predict([make_head()])
 
 
-def test_self_check_passes_here_and_fails_for_another_model(bundle: Bundle, predictor: Predictor) -> None:
+def test_self_check_passes_here_and_fails_for_another_model(bundle: Bundle, predictor: Predictor, load: Load) -> None:
     assert predictor.self_check() is None
     grays = np.stack([make_head(seed=seed) for seed in range(2)])
     golden = make_golden(bundle.model_onnx, grays, SPEC)
-    checked = Predictor(dataclasses.replace(bundle, golden=golden)).self_check()
+    checked = Predictor(load(bundle.model_onnx, golden=golden)).self_check()
     assert checked is not None and checked < GOLDEN_TOLERANCE
-    with pytest.raises(PredictorError, match="Do not serve"):
-        Predictor(dataclasses.replace(_damaged(bundle, 1.0), golden=golden)).self_check()
+    with pytest.raises(PredictorError, match=r"in float32 .* Do not serve"):
+        Predictor(load(_damaged(bundle, 1.0), golden=golden)).self_check()
+
+
+def test_each_precision_answers_with_its_own_model_and_is_checked_against_its_own_scores(
+    bundle: Bundle, load: Load
+) -> None:
+    twin = _damaged(bundle, 1.0)
+    golden = make_golden(bundle.model_onnx, np.stack([make_head()]), SPEC, int8_onnx=twin)
+    both = load(bundle.model_onnx, int8_onnx=twin, golden=golden)
+    exact, quantized = Predictor(both), Predictor(both, precision="int8")
+    for predictor, recorded in ((exact, golden.logits_NC), (quantized, golden.int8_logits_NC)):
+        assert recorded is not None
+        assert np.abs(predictor.predict([make_head()]).logits_NC - recorded).max() < 1e-5
+        assert predictor.self_check() is not None
+    wrong = dataclasses.replace(golden, int8_logits_NC=golden.logits_NC)
+    off = Predictor(load(bundle.model_onnx, int8_onnx=twin, golden=wrong), precision="int8")
+    with pytest.raises(PredictorError, match=rf"in int8 .*allowed {INT8_GOLDEN_TOLERANCE:g}"):
+        off.self_check()
+    with pytest.raises(PredictorError, match=r"has no model\.int8\.onnx"):
+        Predictor(bundle, precision="int8")
+
+
+def test_a_model_altered_after_the_bundle_was_loaded_is_not_run(bundle: Bundle, load: Load) -> None:
+    loaded = load(bundle.model_onnx)
+    (loaded.path / "model.onnx").write_bytes(_damaged(bundle, 1.0)[: loaded.entries["model.onnx"].size_bytes])
+    with pytest.raises(UntrustedBundle, match=r"^model.onnx"):
+        Predictor(loaded)
 
 
 @settings(deadline=None, max_examples=60)
@@ -283,3 +326,54 @@ def test_the_file_alone_tells_how_to_feed_it(bundle: Bundle) -> None:
     properties = open_session(bundle.model_onnx).get_modelmeta().custom_metadata_map
     assert PreprocessSpec.from_json(json.loads(properties["gliofed.preprocess"])) == SPEC
     assert json.loads(properties["gliofed.labels"]) == list(LABELS)
+
+
+def test_answers_without_confidence_say_that_nobody_checked(predictor: Predictor) -> None:
+    (answer,) = predictor.answer([np.zeros((80, 80), np.uint8)])
+    assert not answer.calibrated and not answer.abstains and answer.ood_score is None
+    assert set(answer.prediction_set) == set(LABELS)
+    assert [caution.code for caution in answer.cautions] == ["phantom_model", "no_head_found", "not_calibrated"]
+    assert predictor.answer([]) == []
+
+
+def test_answers_with_confidence_are_calibrated_and_strange_or_unsure_ones_abstain(load: Load, bundle: Bundle) -> None:
+    grays = [make_head(seed=seed) for seed in range(60)]
+    plain = Predictor(bundle).predict(grays)
+    sure = Confidence(
+        num_classes=4,
+        temperature=2.0,
+        coverage=0.95,
+        set_margin=0.01,
+        max_error=0.05,
+        abstain_below=0.0,
+        accepted=0.975,
+        strange_above=5.0,
+        familiarity=fit_familiarity(plain.embedding_NE),
+    )
+
+    def answer(confidence: Confidence, *asked: np.ndarray) -> list[Answer]:
+        return Predictor(load(bundle.model_onnx, confidence=confidence.to_files())).answer(asked)
+
+    usual, strange = answer(sure, grays[0], np.full((80, 80), 255, np.uint8))
+    np.testing.assert_allclose(usual.probabilities_C, softmax(plain.logits_NC[0] / 2), atol=1e-5)
+    assert usual.calibrated and not usual.abstains and usual.prediction_set[0] == usual.label
+    assert usual.ood_score is not None and usual.ood_score < 5 == usual.ood_threshold
+    assert strange.out_of_distribution and strange.abstains
+    assert "out_of_distribution" in {caution.code for caution in strange.cautions}
+    (asked,) = answer(dataclasses.replace(sure, abstain_below=1.0), grays[0])
+    assert asked.abstains and not asked.out_of_distribution
+    told = {caution.code: caution.text for caution in asked.cautions}
+    assert "100.0% to be wrong in at most 5% of answers" in told["unsure"] and asked.label in told["unsure"]
+    assert json.loads(json.dumps(asked.to_json()))["abstains"] is True
+
+
+def test_confidence_of_another_model_is_refused(load: Load, bundle: Bundle) -> None:
+    other = Confidence(
+        num_classes=4,
+        accepted=0.975,
+        strange_above=5.0,
+        familiarity=fit_familiarity(np.random.default_rng(0).random((60, 9))),
+    )
+    for confidence in (other, Confidence(num_classes=3)):
+        with pytest.raises(PredictorError, match="different models"):
+            Predictor(load(bundle.model_onnx, confidence=confidence.to_files()))
