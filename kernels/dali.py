@@ -122,6 +122,39 @@ def images(
     return map(partial(_image_batch, device=device), _run(encoded, job))
 
 
+def serialized(spec: PreprocessSpec, *, batch_size: int, num_threads: int, device: Device = "cpu") -> bytes:
+    """The graph as DALI stores it, for a server that runs it without Python, such as Triton's DALI backend.
+
+    Its input is "encoded", a JPEG's bytes, uint8 [any]; its outputs are an image, float32 [3, S, S], and a box, int32
+    [4], all zeros where no head was found. Every file is decoded to RGB, which for a grey JPEG gives the same grey. The
+    server must load our plugin, and sets the device, the threads and the batch's size itself. The same arguments give
+    the same bytes, and device "gpu" needs no GPU here. Raises DaliUnavailable or ValueError.
+
+    The server decodes what it is sent: files that kernels.decode refuses or turns (CMYK, EXIF) may be answered all the
+    same, so whoever faces strangers checks files first.
+    """
+    usable, reason = available("cpu")
+    if not usable:
+        raise DaliUnavailable(f"DALI cannot be used: {reason}")
+    job = _Job(
+        batch_size=batch_size,
+        num_threads=num_threads,
+        device=device,
+        limits=DEFAULT_LIMITS,
+        spec=spec,
+        with_grays=False,
+    )
+    dali, trace = import_module("nvidia.dali"), import_module("nvidia.dali._utils.dali_trace")
+    define = dali.pipeline_def(batch_size=batch_size, num_threads=usable_threads(num_threads), device_id=None)
+    traced = trace.is_tracing_enabled()
+    trace.set_tracing(enabled=False)  # else the file would hold paths and lines of this machine's Python code
+    try:
+        stored = define(_served_graph)(dali.fn, dali.types, job).serialize()
+    finally:
+        trace.set_tracing(enabled=traced)
+    return bytes(stored)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job:
     batch_size: int
@@ -160,9 +193,21 @@ def _run(encoded: Iterable[bytes | Path], job: _Job) -> Iterator[tuple[Any, ...]
     return _outputs(define(dali.fn, dali.types, _feed(encoded, job, waiting), job), job, waiting)
 
 
+def _served_graph(fn: Any, types: Any, job: _Job) -> tuple[Any, ...]:
+    """What a server carries out: images and boxes of JPEGs."""
+    assert job.spec is not None
+    data = fn.external_source(name="encoded", device="cpu", dtype=types.UINT8, ndim=1)
+    cropped, box = fn.gliofed.crop(fn.decoders.image(data, output_type=types.RGB, **_decoder(job)))
+    return fn.gliofed.finish(cropped, size=job.spec.size, **normalisation_numbers(job.spec)), box
+
+
+def _decoder(job: _Job) -> dict[str, Any]:
+    return {"device": "mixed" if job.device == "gpu" else "cpu", "jpeg_fancy_upsampling": True}
+
+
 def _graph(fn: Any, types: Any, feed: Iterator[Any], job: _Job) -> tuple[Any, ...]:
     """What DALI carries out: crops or images, boxes, and decoded planes if asked for."""
-    decoder = {"device": "mixed" if job.device == "gpu" else "cpu", "jpeg_fancy_upsampling": True}
+    decoder = _decoder(job)
     data, is_color = fn.external_source(feed, num_outputs=2, batch=True, dtype=[types.UINT8, types.BOOL], ndim=[1, 0])
     # An operation of DALI, sample by sample, not of Python: pipeline_def rewrites it.
     if is_color:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import shutil
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
-import onnxruntime
-import torch
-
-from fl.model.speed import has_fast_bfloat16
-from fl.runtime.cluster import num_cores
+from export.driver import CUDA, TENSORRT, Machine, probe
+from service.extras import HOW_TO_TRAIN, TRAINING
 
 HUB = "https://download.pytorch.org"
 HUB_TIMEOUT_SECONDS = 5.0
@@ -28,8 +28,22 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; nothing is changed, and nothing takes longer than a few seconds."""
-    return [probe() for probe in PROBES]
+    """Look at everything; nothing is changed, and nothing takes longer than a few seconds.
+
+    Without the training packages nothing is asked of them, nor of any network.
+    """
+    return [probe() for probe in (*PROBES, *(() if _absent() else TRAINING_PROBES))]
+
+
+def _training() -> Finding:
+    if absent := _absent():
+        meaning = f"predict, serve and bundle work here; without {', '.join(absent)} nothing is trained: {HOW_TO_TRAIN}"
+        return Finding(what="training packages", here="no", meaning=meaning)
+    return Finding(what="training packages", here="yes", meaning="every command works here")
+
+
+def _absent() -> list[str]:
+    return sorted(name for name in TRAINING if find_spec(name) is None)
 
 
 def _kernels() -> Finding:
@@ -49,14 +63,21 @@ def _cuda_kernels() -> Finding:
 
 
 def _cpu() -> Finding:
-    flags = torch.cpu.get_capabilities()
-    found = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if flags.get(name)]
+    flags = Path("/proc/cpuinfo").read_text().split()
+    found = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    cores = len(os.sched_getaffinity(0))
     return Finding(
-        what="CPU", here=f"{num_cores()} cores, {' '.join(found) or 'no AVX2'}", meaning="workers: one a core"
+        what="CPU",
+        here=f"{cores} cores, {' '.join(found) or 'no AVX2'}",
+        meaning="workers and served calls: one a core",
     )
 
 
 def _bfloat16() -> Finding:
+    import torch
+
+    from fl.model.speed import has_fast_bfloat16
+
     fast = has_fast_bfloat16(torch.device("cpu"))
     meaning = (
         "precision auto computes in bfloat16" if fast else "precision auto computes in float32, about half as fast"
@@ -65,6 +86,8 @@ def _bfloat16() -> Finding:
 
 
 def _cuda() -> Finding:
+    import torch
+
     if torch.cuda.is_available():
         return Finding(
             what="CUDA GPU", here=torch.cuda.get_device_name(), meaning="workers use it; torch.compile is on"
@@ -78,12 +101,25 @@ def _nvcc() -> Finding:
     return Finding(what="CUDA compiler (nvcc)", here=found or "no", meaning=meaning)
 
 
-def _providers() -> Finding:
-    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+def _driver() -> Finding:
+    machine = _machine()
+    if machine.driver is None:
+        return Finding(what="NVIDIA driver", here="no", meaning=machine.absent["driver"])
+    gpus = ", ".join(f"{gpu.name} ({gpu.architecture})" for gpu in machine.gpus) or "no GPU visible"
     return Finding(
-        what="ONNX Runtime",
-        here=", ".join(providers),
-        meaning="built-in providers; bundles are served on CPU",
+        what="NVIDIA driver",
+        here=f"{machine.driver}, CUDA {machine.cuda}: {gpus}",
+        meaning="engines are for the first GPU",
+    )
+
+
+def _providers() -> Finding:
+    machine = _machine()
+    absent = [f"{name}: {machine.absent[name]}" for name in (TENSORRT, CUDA) if name in machine.absent]
+    return Finding(
+        what="ONNX Runtime's providers",
+        here=", ".join(name.removesuffix("ExecutionProvider") for name in machine.providers),
+        meaning="; ".join(["bundles are served on the first, unless told otherwise", *absent]),
     )
 
 
@@ -98,15 +134,20 @@ def _dali() -> Finding:
 
 
 def _tensorrt() -> Finding:
-    return _package("tensorrt", "TensorRT", "bundles run in ONNX Runtime, which always works")
+    machine = _machine()
+    if machine.tensorrt is None:
+        return Finding(what="TensorRT", here="no", meaning=f"no engines are built here: {machine.absent['tensorrt']}")
+    meaning = "builds engines for the GPU" if machine.gpus else "builds engines where there is a GPU; here is none"
+    return Finding(what="TensorRT", here=machine.tensorrt, meaning=meaning)
 
 
-def _package(module: str, name: str, without: str) -> Finding:
-    try:
-        found = importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        found = False
-    return Finding(what=name, here=_yes(found), meaning="installed; not used by this version" if found else without)
+def _tensorrt_rtx() -> Finding:
+    machine = _machine()
+    if machine.tensorrt_rtx is None:
+        return Finding(what="TensorRT-RTX", here="no", meaning=machine.absent["tensorrt_rtx"])
+    return Finding(
+        what="TensorRT-RTX", here=machine.tensorrt_rtx, meaning="checks, without a GPU, that TensorRT takes our files"
+    )
 
 
 def _hub() -> Finding:
@@ -124,19 +165,25 @@ def _hub() -> Finding:
     return Finding(what="PyTorch's model hub", here="reached" if reached else "not reached", meaning=meaning)
 
 
+@cache
+def _machine() -> Machine:
+    return probe()
+
+
 def _yes(found: bool) -> str:
     return "yes" if found else "no"
 
 
 PROBES: tuple[Callable[[], Finding], ...] = (
+    _training,
     _kernels,
     _cuda_kernels,
     _cpu,
-    _bfloat16,
-    _cuda,
     _nvcc,
+    _driver,
     _providers,
     _dali,
     _tensorrt,
-    _hub,
+    _tensorrt_rtx,
 )
+TRAINING_PROBES: tuple[Callable[[], Finding], ...] = (_bfloat16, _cuda, _hub)
