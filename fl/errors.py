@@ -10,7 +10,8 @@ GliofedError
 ├── QuorumLost      too few sites replied for a round to count
 ├── SecureAggregationError  a round's masked sum cannot be had, or a message of its protocol is refused
 ├── CheckpointError no valid checkpoint to resume from, or one that belongs to another job
-├── HospitalError   keys, certificates, the line between a site and the coordinator, or its audit log are not in order
+├── HospitalError   keys, certificates, or the line between a site and the coordinator are not in order
+│   └── AuditLogError  an audit log cannot be written or read, or was changed after it was written
 └── Stopped         a signal asked to stop; everything up to the last checkpoint is on disk
 """
 
@@ -74,7 +75,11 @@ class CheckpointError(GliofedError):
 
 
 class HospitalError(GliofedError):
-    """Keys, certificates, the line between a site and the coordinator, or a site's audit log are not in order."""
+    """Keys, certificates, or the line between a site and the coordinator are not in order."""
+
+
+class AuditLogError(HospitalError):
+    """An audit log cannot be written or read, is held by another process, or was changed after it was written."""
 
 
 class Stopped(GliofedError):

@@ -11,8 +11,8 @@ from types import FrameType
 
 from flwr.app import Context, Message
 
+from fl.audit_chain import verify
 from fl.data.layout import plain_files
-from fl.hospital.audit import verify
 from fl.hospital.folders import SiteFolder
 from fl.hospital.site import serve_site
 from fl.hospital.tasks import Answer
@@ -48,12 +48,8 @@ def verify_log(keys: Path, display: Display) -> bool:
     """Say what a look at a site's audit log found; return whether it is whole."""
     path = keys / "state" / "audit.jsonl"
     found = verify(path)
-    if found.fault is not None:
-        display.say(f"{path}: {found.fault}")
-        return False
-    torn = f"; {found.torn_bytes} bytes of a line that a crash cut off follow" if found.torn_bytes else ""
-    display.say(f"{path}: {found.num_lines} lines, each follows from the one before{torn}; last line {found.head}")
-    return True
+    display.say(f"{path}: {found}")
+    return found.fault is None
 
 
 class SiteInterrupted(BaseException):

@@ -21,8 +21,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from fl.audit_chain import verify
 from fl.hospital import SWITCHES
-from fl.hospital.audit import verify
 from fl.hospital.folders import read_coordinator_folder
 from fl.hospital.provision import provision
 from fl.hospital.superlink import SuperLink
