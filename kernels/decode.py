@@ -28,12 +28,16 @@ Reason = Literal["not_an_image", "truncated", "too_small", "too_large", "corrupt
 # Decides the pixels and the refusals: whoever remembers either must remember this with them.
 DECODER = f"opencv {cv2.__version__}, simplejpeg {simplejpeg.__version__}"
 MAX_SIDE_PIXELS = 1 << 20  # OpenCV's decoder and the kernels stop here
+MAX_SCANS = 100
+"""A progressive JPEG has about ten scans; each costs a pass over all blocks for a few bytes of file."""
 JPEG_START = b"\xff\xd8\xff"
 PNG_END = b"IEND\xaeB`\x82"
 
 # Second bytes of JPEG markers. Frames: baseline, extended and progressive, all Huffman-coded.
-_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+_PROGRESSIVE = 0xC2
+_FRAMES = frozenset({0xC0, 0xC1, _PROGRESSIVE})
 _SCAN, _APP1 = 0xDA, 0xE1
+_SCAN_MARKER = b"\xff\xda"  # in coded data a 0xFF is followed by other bytes
 _TABLES_AND_NOTES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 # An EXIF entry, in either byte order, that says "upright", and the tag that it begins with.
 _UPRIGHT = {
@@ -126,6 +130,8 @@ def _checked_frame(data: bytes, limits: DecodeLimits, source: str) -> Frame | No
     frame = _read_frame(data)
     if frame is not None:
         _check_size((frame.width, frame.height), limits, source)
+    if data.startswith(JPEG_START) and (frame is None or frame.is_progressive):
+        _check_scans(data, source)
     return frame
 
 
@@ -136,6 +142,7 @@ class Frame(NamedTuple):
     height: int
     num_components: int
     may_be_turned: bool
+    is_progressive: bool
 
 
 def _read_frame(data: bytes) -> Frame | None:
@@ -146,16 +153,17 @@ def _read_frame(data: bytes) -> Frame | None:
     if not data.startswith(JPEG_START):
         return None
     bits = height = width = num_components = 0
-    may_be_turned, position = False, 2
+    may_be_turned, is_progressive, position = False, False, 2
     while position + 4 <= len(data):
         start, kind, length = struct.unpack_from(">BBH", data, position)
         end = position + 2 + length
         if start != 0xFF or length < 2 or end > len(data):
             return None
         if kind == _SCAN and bits == 8 and num_components in (1, 3):
-            return Frame(width, height, num_components, may_be_turned)
+            return Frame(width, height, num_components, may_be_turned, is_progressive)
         if kind in _FRAMES and length >= 8 and not bits:
             bits, height, width, num_components = struct.unpack_from(">BHHB", data, position + 4)
+            is_progressive = kind == _PROGRESSIVE
         elif kind not in _TABLES_AND_NOTES:
             return None
         elif kind == _APP1:
@@ -204,6 +212,12 @@ def _check_size(size: tuple[int, int], limits: DecodeLimits, source: str) -> Non
             f"image is {width}x{height} pixels, at most {limits.max_pixels} in all and {MAX_SIDE_PIXELS} "
             "a side are decoded"
         )
+        raise UnreadableImage(source, "too_large", detail)
+
+
+def _check_scans(data: bytes, source: str) -> None:
+    if (num_scans := data.count(_SCAN_MARKER)) > MAX_SCANS:
+        detail = f"the JPEG has {num_scans} scans, at most {MAX_SCANS} are decoded; save it as a baseline JPEG"
         raise UnreadableImage(source, "too_large", detail)
 
 

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import psutil
-
 EXIT_STOPPED = 75
 GRACE_SECONDS = 1.5
 STOPPED_MESSAGE = "stopped by a signal; everything up to the last checkpoint is on disk, continue with --resume"
@@ -48,6 +46,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 def leave_at_once() -> None:
     """Say why, end all processes that this one started, and exit with `EXIT_STOPPED` without asking anyone."""
+    import psutil  # training's; a slim installation has the command line without it
+
     print(STOPPED_MESSAGE, file=sys.stderr, flush=True)
     sys.stdout.flush()
     for child in psutil.Process().children(recursive=True):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fl.data.crops import CropBackendSetting
 from fl.data.federation import DataSettings, SharedSettings
@@ -27,8 +25,10 @@ from fl.training.augment import AugmentSettings
 from fl.training.local import LocalSettings
 from fl.training.personal import PersonalSettings
 from fl.training.warmup import WarmupSettings
+from service.keys import ExportSettings
+from service.layers import Explained, explain_model, overlay, validate
 from service.scenarios import SCENARIOS, ScenarioName
-from service.yaml_source import KeyPath, Source, SpecError, key_paths, read_overrides, read_yaml
+from service.yaml_source import KeyPath, Source, key_paths, read_overrides, read_yaml
 
 
 class PreprocessSettings(BaseModel):
@@ -100,6 +100,7 @@ class JobSpec(BaseModel):
     model: ModelSettings = Field(default_factory=ModelSettings, description="The classifier.")
     fl: FederationSettings = Field(default_factory=FederationSettings, description="How the federation learns.")
     ray: RaySettings = Field(default_factory=RaySettings, description="Where it runs.")
+    export: ExportSettings = Field(default_factory=ExportSettings, description="What becomes of the model.")
 
     @model_validator(mode="after")
     def _pieces_fit(self) -> Self:
@@ -149,13 +150,14 @@ class JobSpec(BaseModel):
     def learning_digest(self) -> str:
         """Return a digest of what decides the weights, apart from the contents of files.
 
-        The name, the cluster, where files lie, what a round bears and when to stop are left out: a job may go on after
-        its data have moved, after a lost quorum with fewer `min_clients`, or for more rounds.
+        The name, the cluster, the export, where files lie, what a round bears and when to stop are left out: a job may
+        go on after its data have moved, after a lost quorum with fewer `min_clients`, or for more rounds.
         """
         unused = {"phantom"} if self.data.source == "folder" else set()
         exempt: dict[str, Any] = {
             "name": True,
             "ray": True,
+            "export": True,
             "data": {"cache_dir", "root", "nodes"} | unused,
             "shared": {"folder"},
             "preprocess": {"backend"},
@@ -166,26 +168,15 @@ class JobSpec(BaseModel):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Explained:
-    """One setting of a resolved spec: its value, who set it, what it means."""
-
-    key: str
-    value: Any
-    origin: str
-    description: str
-
-
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     """Read and validate a job file. Raises SpecError with a `file:line:column: key: fault` line for each fault."""
-    return _validate(*_merged(path, overrides), path)
+    return validate(JobSpec, *_merged(path, overrides), path)
 
 
 def explain(path: Path, overrides: Sequence[str] = ()) -> list[Explained]:
     """Return every setting of the job, in order, with where its value comes from."""
     values, places = _merged(path, overrides)
-    spec = _validate(values, places, path)
-    return list(_explain_model(spec, (), places))
+    return list(explain_model(validate(JobSpec, values, places, path), places))
 
 
 def job_schema() -> dict[str, Any]:
@@ -200,101 +191,4 @@ def _merged(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[
     if isinstance(scenario, str) and scenario in SCENARIOS:
         preset = SCENARIOS[scenario]
         base = Source(values=preset, places=dict.fromkeys(key_paths(preset), f"scenario {scenario}"))
-    values: dict[str, Any] = {}
-    places: dict[KeyPath, str] = {}
-    for source in (base, file, settings):
-        values = _overlay(values, source.values)
-        places.update(source.places)
-    # where one alternative replaced another, the settings of the one that is gone have no say
-    kept = set(key_paths(values))
-    return values, {path: place for path, place in places.items() if path in kept}
-
-
-def _overlay(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return lower under upper, mapping by mapping; a mapping of another `kind` or `source` replaces, not mixes."""
-    merged = dict(lower)
-    for key, value in upper.items():
-        below = merged.get(key)
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and not _are_alternatives(below, value):
-            merged[key] = _overlay(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _are_alternatives(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> bool:
-    return any(tag in lower and tag in upper and lower[tag] != upper[tag] for tag in ("kind", "source"))
-
-
-def _validate(values: dict[str, Any], places: Mapping[KeyPath, str], path: Path) -> JobSpec:
-    try:
-        return JobSpec.model_validate(values)
-    except ValidationError as error:
-        raise SpecError([_fault(item, values, places, path) for item in error.errors()]) from error
-
-
-def _fault(item: Any, values: Mapping[str, Any], places: Mapping[KeyPath, str], path: Path) -> str:
-    # pydantic names the member of a union (`iid`) inside the location; it is no key of the file
-    location = _existing_keys(item["loc"], values)
-    where = next((places[location[:end]] for end in range(len(location), 0, -1) if location[:end] in places), str(path))
-    key = ".".join(map(str, location)) or "job"
-    if item["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown setting{_suggestion(location)}"
-    if item["type"] == "missing":
-        return f"{where}: {key}: required, but not set"
-    message = item["msg"].removeprefix("Value error, ")
-    given = item["input"]
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return f"{where}: {key}: {message}{shown}"
-
-
-def _existing_keys(location: Sequence[Any], values: Any) -> KeyPath:
-    keys: list[str | int] = []
-    for depth, key in enumerate(location):
-        last = depth == len(location) - 1
-        is_tag = isinstance(values, Mapping) and key in (values.get("kind"), values.get("source"))
-        if isinstance(values, Mapping) and (key in values or (last and not is_tag)):
-            keys.append(key)
-            values = values.get(key)
-    return tuple(keys)
-
-
-def _suggestion(location: KeyPath) -> str:
-    known = [str(".".join(map(str, path))) for path in _all_settings(JobSpec)]
-    prefix = ".".join(map(str, location[:-1]))
-    siblings = [key for key in known if key.rpartition(".")[0] == prefix]
-    names = {key.rpartition(".")[2]: key for key in siblings}
-    close = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {names[close[0]]}?"
-    elsewhere = [key for key in known if key.rpartition(".")[2] == str(location[-1])]
-    if elsewhere:
-        return f"; did you mean {' or '.join(elsewhere[:3])}?"
-    return f"; known here: {', '.join(names)}" if names else ""
-
-
-def _all_settings(model: type[BaseModel], above: KeyPath = ()) -> Iterator[KeyPath]:
-    for name, info in model.model_fields.items():
-        yield (*above, name)
-        for inner in _models_in(info.annotation):
-            yield from _all_settings(inner, (*above, name))
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
-
-
-def _explain_model(model: BaseModel, above: KeyPath, places: Mapping[KeyPath, str]) -> Iterator[Explained]:
-    for name, info in type(model).model_fields.items():
-        value, path = getattr(model, name), (*above, name)
-        if isinstance(value, BaseModel):
-            yield from _explain_model(value, path, places)
-        else:
-            yield Explained(
-                key=".".join(map(str, path)),
-                value=value,
-                origin=places.get(path, "default"),
-                description=info.description or "",
-            )
+    return overlay((base, file, settings))

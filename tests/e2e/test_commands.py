@@ -158,6 +158,14 @@ def test_a_bad_spec_names_line_column_and_the_nearest_setting(call: Call, tmp_pa
     assert answer.err.startswith("--set fl.participation=2: fl.participation:")
 
 
+def test_a_missing_signing_key_ends_a_job_before_it_begins(call: Call, tmp_path: Path, workplace: Workplace) -> None:
+    key = f"export.signing_key={tmp_path / 'absent.pem'}"
+    answer = call("train", workplace.job("tiny"), "--run-dir", tmp_path / "run", "--set", key)
+    assert answer.code == 1
+    assert "absent.pem: cannot be read (No such file or directory)" in answer.err
+    assert not list((tmp_path / "run").glob("start*"))
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_configs_we_ship_are_valid(call: Call, name: str) -> None:
     answer = call("config", "validate", ROOT / "configs" / f"{name}.yaml")

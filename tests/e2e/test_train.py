@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_figures_agree_with_each_other(reference: Finished) -> None:
     assert arm["bytes_per_round"] == 4 * arm["bytes_per_site_round"]
     assert [site["rounds_trained"] for site in result["sites"]] == [3, 3, 3, 3]
     assert result["peak_memory_bytes"] < 4 * 2**30
+
+
+def test_what_the_release_measured_is_in_the_result_and_on_the_page(reference: Finished) -> None:
+    metrics = json.loads((reference.folder / "bundle" / "metrics.json").read_text())
+    release = reference.result["release"]
+    assert release["explanations"] == metrics["explanations"] and release["explanations"]["num_scans"] == 36
+    assert release["confidence"] == metrics["confidence"]
+    page = (reference.folder / "report.html").read_text()
+    assert 'id="confidence"' in page and 'id="explanations"' in page
 
 
 def test_the_report_is_one_page_that_loads_nothing(reference: Finished) -> None:

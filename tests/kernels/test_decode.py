@@ -84,6 +84,33 @@ def test_files_cut_short_are_truncated_not_padded(data: bytes, share_kept: float
     assert reason_of(data[: int(len(data) * share_kept)]) == "truncated"
 
 
+def many_scans(num_scans: int, frame: int = 0xC2) -> bytes:
+    """A black progressive JPEG of 64 pixels a side: a scan of DC values, then scans that each say "nothing more"."""
+
+    def segment(kind: int, content: bytes) -> bytes:
+        return bytes([0xFF, kind]) + struct.pack(">H", len(content) + 2) + content
+
+    one_code = bytes([1] + [0] * 15)  # a table with a single symbol, coded as 0
+    scan = bytes([1, 1, 0])
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xDB, bytes([0] + [1] * 64)),
+            segment(frame, struct.pack(">BHHB", 8, 64, 64, 1) + bytes([1, 0x11, 0])),
+            segment(0xC4, b"\x00" + one_code + b"\x00") + segment(0xDA, scan + bytes([0, 0, 0])) + bytes(8),
+            segment(0xC4, b"\x10" + one_code + b"\x60"),  # end of 64 blocks and six bits more: of all
+            (segment(0xDA, scan + bytes([1, 63, 0])) + b"\x01") * num_scans,
+            b"\xff\xd9",
+        ]
+    )
+
+
+@pytest.mark.parametrize("frame", [0xC2, 0xCA], ids=["Huffman", "arithmetic"])
+def test_a_progressive_jpeg_whose_scans_cost_more_than_they_hold_is_refused(frame: int) -> None:
+    assert decode_gray(many_scans(20)).shape == (64, 64)
+    assert reason_of(many_scans(1000, frame)) == "too_large"
+
+
 def test_damaged_compressed_data_of_a_png_is_corrupt() -> None:
     middle = len(PNG) // 2
     assert reason_of(PNG[:middle] + b"\x00\x55\xaa" + PNG[middle + 3 :]) == "corrupt"
