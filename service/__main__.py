@@ -1,4 +1,4 @@
-"""The command line: `gliofed train|eval|predict|provision|coordinator|site|data audit|doctor|config`.
+"""The command line, `gliofed COMMAND`.
 
 Exit codes: 0 done; 1 a fault, told in one message; 2 a bad spec or bad usage; 75 stopped by a signal with a checkpoint
 on disk (sysexits' EX_TEMPFAIL: run again with --resume).
@@ -11,11 +11,16 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.api_key_commands import api_keys_app
+from service.audit_commands import audit_app
+from service.extras import what_is_missing
+from service.key_commands import TrustOption, bundle_app, keys_app
 from service.signals import EXIT_STOPPED, stop_requests
 from service.yaml_source import SpecError
 
@@ -36,6 +41,26 @@ data_app = typer.Typer(help="Look at data before training on it.", no_args_is_he
 config_app = typer.Typer(help="Job files: their schema, their faults, their values.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.add_typer(bundle_app, name="bundle")
+app.add_typer(keys_app, name="keys")
+app.add_typer(api_keys_app, name="api-keys")
+app.add_typer(audit_app, name="audit")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("gliofed"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of gliofed itself."""
+
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 Overrides = Annotated[
@@ -66,28 +91,107 @@ def evaluate(
         Path | None,
         typer.Option(help="Training data: images with a near-copy there are left out of a second figure."),
     ] = None,
+    trust: TrustOption = [],  # noqa: B006
 ) -> None:
     """Measure a bundle on labelled images; metrics as JSON on standard output."""
-    from service.answering import evaluate_bundle
+    from service.evaluating import evaluate_bundle
+    from service.keys import trusted_keys
 
-    print(json.dumps(evaluate_bundle(bundle, data, deduplicate_against), indent=1))
+    report = evaluate_bundle(bundle, data, deduplicate_against, trust=trusted_keys(trust))
+    print(json.dumps(report, indent=1))
 
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="JPEG or PNG images.")],
+    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or DICOM images.")],
     bundle: BundleFolder,
+    *,
     heatmap: Annotated[
         Path | None, typer.Option(help="Write the class-activation map over the image (one image).")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="float32|int8", help="Which of the bundle's models answers.")
+    ] = "float32",
+    trust: TrustOption = [],  # noqa: B006
+    dicom_out: Annotated[
+        Path | None, typer.Option(help="Folder for answers to DICOM images as DICOM: overlay, maps, report.")
+    ] = None,
 ) -> None:
     """Classify images with a bundle: one JSON object a line."""
-    from service.answering import predict_images
+    from service.keys import trusted_keys
+    from service.predicting import predict_images
 
     if heatmap is not None and len(images) != 1:
         raise SpecError([f"--heatmap: goes with one image, {len(images)} were given"])
-    for answer in predict_images(bundle, images, heatmap):
+    if precision not in ("float32", "int8"):
+        raise SpecError([f"--precision: is {precision!r}; expected float32 or int8"])
+    asked = predict_images(
+        bundle,
+        images,
+        heatmap,
+        trust=trusted_keys(trust),
+        precision="int8" if precision == "int8" else "float32",
+        dicom_out=dicom_out,
+    )
+    for answer in asked:
         print(json.dumps(answer))
+
+
+@app.command()
+def serve(
+    bundles: Annotated[list[Path], typer.Option("--bundle", help="A bundle's folder; may be repeated.")] = [],  # noqa: B006
+    config: Annotated[Path | None, typer.Option(help="Settings of the endpoint, serve.yaml.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    trust: TrustOption = [],  # noqa: B006
+) -> None:
+    """Serve bundles over HTTP: Open Inference Protocol v2, and files to answers at /v1/predict."""
+    from export.errors import ExportError
+    from service.endpoint.run import serve as run_endpoint
+    from service.endpoint.settings import load_settings
+
+    if fault := run_endpoint(load_settings(config, overrides, bundles, trust)):
+        raise ExportError(fault)
+
+
+@app.command(name="export")
+def export_model(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    *,
+    to: Annotated[str, typer.Option(metavar="A,B", help="onnx, int8, tensorrt, triton; one or several.")] = "onnx,int8",
+    out: Annotated[Path | None, typer.Option(help="Where to write bundle/ and triton/; default RUN/export.")] = None,
+    model_version: Annotated[
+        str | None, typer.Option(help="Version of the new bundle; default: that of the run's own.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key to sign with; default: this machine's.")] = None,
+    trust: TrustOption = [],  # noqa: B006
+) -> None:
+    """Export a finished run's model: a signed bundle, with a quantized twin, engines and a Triton repository."""
+    from service.export_run import export_run
+    from service.keys import ExportSettings, signing_key, trusted_keys
+    from service.layers import validate
+    from service.progress import Display
+
+    wanted: dict[str, object] = {
+        "to": [name.strip() for name in to.split(",")],
+        "signing_key": None if key is None else str(key),
+    }
+    if model_version is not None:
+        wanted["model_version"] = model_version
+    settings = validate(ExportSettings, wanted, {}, Path("gliofed export"))
+    display = Display()
+    with stop_requests() as should_stop:
+        signer = signing_key(settings, display.say)
+        bundle = export_run(
+            run,
+            settings.to,
+            model_version=model_version,
+            out=out or run / "export",
+            key=signer,
+            trust=trusted_keys(trust),
+            display=display,
+            should_stop=should_stop,
+        )
+    print(bundle)
 
 
 @app.command()
@@ -250,9 +354,13 @@ def main() -> None:
         _fail(stopped, EXIT_STOPPED)
     except (GliofedError, ExportError, UnreadableImage) as error:
         _fail(error, EXIT_FAULT)
+    except ModuleNotFoundError as error:
+        if (missing := what_is_missing(error)) is None:
+            raise
+        _fail(missing, EXIT_FAULT)
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> None:
     print(error, file=sys.stderr, flush=True)
     sys.exit(code)
 

@@ -36,10 +36,12 @@ from fl.types import CLASSES, Scan, Site
 from service.arms import ArmResult, arms_of
 from service.caches import cache_folder
 from service.job import Desk, job_digest, ship, store_folder, train_arm
+from service.keys import signing_key
 from service.machine import MemorySampler, PhaseClock
 from service.outcome import Usage, write_result
 from service.progress import Display
 from service.reach import forget_secrets, this_start, train_masked
+from service.release import require_targets
 from service.report import write_report
 from service.runs import Run
 from service.spec import FederationSettings, JobSpec
@@ -53,6 +55,9 @@ from service.start import (
     write_start,
 )
 from service.yaml_source import SpecError
+
+HOSPITALS_FILE = "hospitals.json"
+"""In a run's folder: the sites that it began with. Only runs across hospitals have it."""
 
 
 class HospitalReach:
@@ -105,7 +110,9 @@ def coordinate(
     HospitalError where a site or the line to it is at fault.
     """
     require_hospital_job(run.spec)
-    desk = Desk(run=run, display=display, clock=PhaseClock(), should_stop=should_stop)
+    key = signing_key(run.spec.export, display.say)
+    require_targets(run.spec.export.to)
+    desk = Desk(run=run, display=display, clock=PhaseClock(), should_stop=should_stop, key=key)
     with MemorySampler() as memory:
         tests = gather_tests(desk)
         initial = initial_model_state(run.spec)
@@ -130,9 +137,9 @@ def coordinate(
                 digest = job_digest(run, federation, start, arm.name)
                 reach = HospitalReach(crew, trainer, federation, run.spec.fl, context=digest)
                 arms.append(train_arm(desk, reach, arm, job_digest=digest))
-        samples = ship(desk, federation, start, arms)
+        shipped = ship(desk, federation, start, arms)
     usage = Usage(phases=desk.clock.seconds, peak_memory_bytes=memory.peak_bytes, workers=trainer.describe())
-    write_result(run, federation, arms, start=start, samples=samples, usage=usage)
+    write_result(run, federation, arms, start=start, shipped=shipped, usage=usage)
     write_report(run.folder)
     run.record("finished")
     return tuple(arms)
@@ -155,6 +162,8 @@ def require_hospital_job(spec: JobSpec) -> None:
         faults.append("data.source: set `folder`, and data.root to the coordinator's own test set")
     if spec.fl.analytic is not None:
         faults.append("fl.analytic: validation scans choose its ridge, and hospitals keep those; set fl.analytic: null")
+    if "int8" in spec.export.to:
+        faults.append("export.to: int8 is calibrated on scans, and hospitals keep theirs; leave it out")
     if spec.fl.personal is not None:
         faults.append("fl.personal: hospitals keep what a head of their own is worth to them; set fl.personal: null")
     if faults:
@@ -210,7 +219,7 @@ def federate(desk: Desk, sites: tuple[Site, ...], tests: tuple[Scan, ...]) -> Fe
 
 
 def _hospitals_file(desk: Desk) -> Path:
-    return desk.run.folder / "hospitals.json"
+    return desk.run.folder / HOSPITALS_FILE
 
 
 def site_setup(spec: JobSpec) -> SiteSetup:

@@ -15,6 +15,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
+from export.bundle import load_bundle
+from export.predictor import Predictor
+from export.signing import SigningKey, Trust
 from fl.data.federation import Federation, build_federation
 from fl.data.intake import admit_sets, list_sets, sort_outcomes
 from fl.data.phantoms.folder import phantom_folder, write_phantom_folder
@@ -34,13 +37,15 @@ from fl.training.exchange import JOB, Assignment, LeftOut, Reply, RoundTask, Sec
 from fl.types import Site
 from service.arms import Arm, ArmResult, arms_of
 from service.caches import cache_folder
+from service.keys import signing_key
 from service.machine import MemorySampler, PhaseClock
-from service.outcome import Usage, write_result
+from service.outcome import Shipped, Usage, write_result
 from service.progress import Display
 from service.reach import ClusterReach, Reach, validation_of
+from service.release import Order, release, require_targets
 from service.report import write_report
 from service.runs import Run
-from service.ship import export_bundle, write_samples
+from service.ship import export_graph, measured, write_samples
 from service.start import (
     Start,
     initial_model_state,
@@ -57,12 +62,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Desk:
-    """What every step may use: the run's folder, the screen, the clock, and whether a signal asked to stop."""
+    """What every step may use: the run's folder, the screen, the clock, whether a signal asked to stop, and the key
+    that signs the bundle.
+    """
 
     run: Run
     display: Display
     clock: PhaseClock
     should_stop: Callable[[], bool]
+    key: SigningKey
 
     def mind(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, raising Stopped as soon as a signal asked for it."""
@@ -79,8 +87,10 @@ def run_job(run: Run, display: Display, should_stop: Callable[[], bool]) -> tupl
     to stop; both leave the folder resumable.
     """
     spec, clock = run.spec, PhaseClock()
+    key = signing_key(spec.export, display.say)
+    require_targets(spec.export.to)
     with MemorySampler() as memory, ray_cluster(spec.ray) as resources:
-        desk = Desk(run=run, display=display, clock=clock, should_stop=should_stop)
+        desk = Desk(run=run, display=display, clock=clock, should_stop=should_stop, key=key)
         federation = gather_data(desk)
         start = prepare_start(desk, federation)
         plan = plan_workers(spec.ray, resources, sites_a_round(run, federation))
@@ -101,10 +111,10 @@ def run_job(run: Run, display: Display, should_stop: Callable[[], bool]) -> tupl
                 digest = job_digest(run, federation, start, arm.name)
                 arms.append(train_arm(desk, reach_of(arm.sites, digest), arm, job_digest=digest))
         failpoint("job.trained")
-        samples = ship(desk, federation, start, arms)
+        shipped = ship(desk, federation, start, arms)
     failpoint("job.exported")
     usage = Usage(phases=clock.seconds, peak_memory_bytes=memory.peak_bytes, workers=workers)
-    write_result(run, federation, arms, start=start, samples=samples, usage=usage)
+    write_result(run, federation, arms, start=start, shipped=shipped, usage=usage)
     write_report(run.folder)
     run.record("finished")
     return tuple(arms)
@@ -308,14 +318,26 @@ def tell_round(desk: Desk, arm: Arm, state: FederationState) -> None:
     )
 
 
-def ship(desk: Desk, federation: Federation, start: Start, arms: Sequence[ArmResult]) -> list[dict[str, object]]:
-    """Export the scenario's best model as a bundle and let it answer some test images; return what it said."""
+def ship(desk: Desk, federation: Federation, start: Start, arms: Sequence[ArmResult]) -> Shipped:
+    """Export the scenario's best model as a bundle, and let it answer some test images."""
     with desk.clock.phase("export"):
         desk.display.step("exporting the bundle")
         best = arms[0]
         figures = {"validation": best.validation.to_json(), "test": best.test.to_json()}
-        bundle = export_bundle(desk.run, federation, start, best.state.best_parameters, figures)
-        return write_samples(desk.run, bundle, federation)
+        graph = export_graph(desk.run, federation, start, best.state.best_parameters)
+        order = Order(
+            targets=frozenset(desk.run.spec.export.to),
+            model_version=desk.run.spec.export.model_version,
+            folder=desk.run.folder / "bundle",
+            triton=desk.run.folder / "triton",
+            key=desk.key,
+            insists=False,
+            say=desk.display.say,
+        )
+        bundle = release(desk.run, federation, graph, figures, order)
+        predictor = Predictor(load_bundle(bundle, Trust.of(desk.key)))
+        samples = write_samples(desk.run, predictor, federation)
+        return Shipped(samples=samples, measured=measured(predictor))
 
 
 def job_digest(run: Run, federation: Federation, start: Start, name: str) -> str:

@@ -33,13 +33,21 @@ class Usage:
     workers: Mapping[str, str]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shipped:
+    """What the exported model showed of itself: its answers to some test images, and what its release measured."""
+
+    samples: Sequence[Mapping[str, Any]]
+    measured: Mapping[str, Any]
+
+
 def write_result(
     run: Run,
     federation: Federation,
     arms: Sequence[ArmResult],
     *,
     start: Start,
-    samples: Sequence[Mapping[str, Any]],
+    shipped: Shipped,
     usage: Usage,
 ) -> Path:
     """Write result.json and return its path. Every figure in it was measured in this run."""
@@ -59,8 +67,9 @@ def write_result(
         "peak_memory_bytes": usage.peak_memory_bytes,
         "software": software(),
         "hardware": {**hardware(), **usage.workers},
-        "samples": list(samples),
+        "samples": list(shipped.samples),
         "bundle": "bundle",
+        "release": shipped.measured,
         "spec": run.spec.model_dump(mode="json"),
     }
     path = run.folder / "result.json"

@@ -32,6 +32,7 @@ from service.report_data import (
     read_warnings,
 )
 from service.report_grid import SiteGrid, site_grid
+from service.report_reliability import ReliabilityChart, reliability_chart
 
 REPORT_NAME = "report.html"
 MAX_QUARANTINED_SHOWN = 200
@@ -121,6 +122,7 @@ def render_report(
             class_names=class_names,
             unit="phantom slices" if result.data_kind == "phantom" else "slices",
             charts=_charts(arms, num_classes=len(class_names)),
+            reliability=_reliability(result),
             faults=_faults(arms)[-MAX_FAULTS_SHOWN:],
             num_faults=len(_faults(arms)),
             samples=samples,
@@ -170,6 +172,11 @@ def _charts(arms: Mapping[str, Arm], *, num_classes: int) -> list[LineChart]:
     if not any(arm.history for arm in arms.values()):
         return []
     return [accuracy_chart(arms, num_classes=num_classes), loss_chart(arms)]
+
+
+def _reliability(result: RunResult) -> ReliabilityChart | None:
+    confidence = result.release.confidence if result.release else None
+    return reliability_chart(confidence.views) if confidence else None
 
 
 def _arm_view(name: str, slot: int, arm: Arm, result: RunResult) -> ArmView:

@@ -87,7 +87,7 @@ def accuracy_chart(arms: Mapping[str, Arm], *, num_classes: int) -> LineChart:
     floor = min(max(math.floor(lowest * 10 - 0.3) / 10, 0.0), 0.8)
     frame = Frame(x_range=_round_range(arms), y_range=(floor, 1.0))
     step = 0.05 if floor >= 0.75 else 0.1 if floor >= 0.45 else 0.2
-    ticks = [value for value in _steps(0.0, 1.0, step) if value >= floor - 1e-9]
+    ticks = [value for value in steps(0.0, 1.0, step) if value >= floor - 1e-9]
     return LineChart(
         title="Validation accuracy",
         frame=frame,
@@ -110,7 +110,7 @@ def loss_chart(arms: Mapping[str, Arm]) -> LineChart:
         title="Validation loss (cross-entropy)",
         frame=frame,
         x_ticks=_round_ticks(frame),
-        y_ticks=tuple((frame.y(v), f"{v:.{digits}f}") for v in _steps(0.0, frame.y_range[1], step)),
+        y_ticks=tuple((frame.y(v), f"{v:.{digits}f}") for v in steps(0.0, frame.y_range[1], step)),
         chance=None,
         lines=_lines(arms, frame, losses, False),
         columns=_columns(arms, frame, lambda entry: number(entry.validation_loss)),
@@ -138,7 +138,7 @@ def _round_ticks(frame: Frame) -> tuple[Tick, ...]:
     return tuple((frame.x(r), str(r)) for r in rounds if r not in crowded)
 
 
-def _steps(low: float, high: float, step: float) -> list[float]:
+def steps(low: float, high: float, step: float) -> list[float]:
     return [low + index * step for index in range(round((high - low) / step) + 1)]
 
 
@@ -165,7 +165,7 @@ def _line(name: str, arm: Arm, values: Sequence[float], *, slot: int, frame: Fra
     return Line(
         name=shorten(name, 14),
         slot=min(slot, MAX_SLOTS - 1),
-        path=_path(points),
+        path=path_of(points),
         dots=tuple(points.values()) if len(points) <= 30 else (),
         best=points.get(arm.best_round),
         stop=points[last] if last is not None and arm.stopped_early else None,
@@ -174,7 +174,7 @@ def _line(name: str, arm: Arm, values: Sequence[float], *, slot: int, frame: Fra
     )
 
 
-def _path(points: Mapping[int, Point]) -> str:
+def path_of(points: Mapping[int, Point]) -> str:
     """Return an SVG path that breaks where a round is missing."""
     pieces = [f"{'L' if r - 1 in points else 'M'}{x:g} {y:g}" for r, (x, y) in sorted(points.items())]
     return " ".join(pieces)

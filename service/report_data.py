@@ -13,11 +13,13 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from fl.errors import GliofedError
+from service.report_base import NAN, Number, Read
+from service.report_release import Release
 
 RESULT_FORMAT = 1
 _IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -26,19 +28,12 @@ _FAULT_WORDS = re.compile(
     r"warn|error|fail|fault|(?<![a-z])late|refus|left_?out|quarantin|retry|quorum|stop|lost", re.I
 )
 
-Number = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
-NAN = float("nan")
-
 
 class ReportError(GliofedError):
     """A run folder cannot be shown."""
 
 
-class _Read(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class ClassRates(_Read):
+class ClassRates(Read):
     """One class against the rest."""
 
     name: str
@@ -49,7 +44,7 @@ class ClassRates(_Read):
     f1: Number
 
 
-class Metrics(_Read):
+class Metrics(Read):
     """The JSON of `fl.evaluation.metrics.ClassificationMetrics`."""
 
     num_examples: int
@@ -66,7 +61,7 @@ class Metrics(_Read):
     undefined: tuple[str, ...] = ()
 
 
-class PairedMetrics(_Read):
+class PairedMetrics(Read):
     """The JSON of `fl.evaluation.metrics.EvaluationReport`."""
 
     as_published: Metrics
@@ -74,7 +69,7 @@ class PairedMetrics(_Read):
     num_near_duplicates: int = 0
 
 
-class Warmup(_Read):
+class Warmup(Read):
     """Training of the global model before round 1."""
 
     epochs: int
@@ -82,7 +77,7 @@ class Warmup(_Read):
     seconds: Number = NAN
 
 
-class AnalyticStart(_Read):
+class AnalyticStart(Read):
     """The closed-form head from one round of sums, before round 1."""
 
     validation_accuracy: Number
@@ -91,7 +86,7 @@ class AnalyticStart(_Read):
     seconds: Number = NAN
 
 
-class PersonalRow(_Read):
+class PersonalRow(Read):
     """What the global model and a locally tuned head are worth on one site's own distribution."""
 
     site: str
@@ -100,14 +95,14 @@ class PersonalRow(_Read):
     accuracy_tuned: Number
 
 
-class LeftOut(_Read):
+class LeftOut(Read):
     """A site whose answer did not count in a round."""
 
     site: str
     reason: str = ""
 
 
-class Round(_Read):
+class Round(Read):
     """One federated round."""
 
     round: int
@@ -121,7 +116,7 @@ class Round(_Read):
     left_out: tuple[LeftOut, ...] = ()
 
 
-class Arm(_Read):
+class Arm(Read):
     """One way of training on the run's data: the scenario itself, or a baseline beside it."""
 
     role: Literal["scenario", "baseline"]
@@ -143,7 +138,7 @@ class Arm(_Read):
     history: tuple[Round, ...] = ()
 
 
-class SiteRow(_Read):
+class SiteRow(Read):
     """One site over the whole run."""
 
     name: str
@@ -156,7 +151,7 @@ class SiteRow(_Read):
     last_loss: Number = NAN
 
 
-class QuarantinedFile(_Read):
+class QuarantinedFile(Read):
     """A file refused at admission."""
 
     path: str
@@ -164,7 +159,7 @@ class QuarantinedFile(_Read):
     detail: str = ""
 
 
-class DataCounts(_Read):
+class DataCounts(Read):
     """How many images the run saw, and how many test images are copies of training images."""
 
     num_training: int = 0
@@ -175,14 +170,14 @@ class DataCounts(_Read):
     near_test_copies: int = 0
 
 
-class Phase(_Read):
+class Phase(Read):
     """One stage of the run by wall time."""
 
     name: str
     seconds: Number
 
 
-class Hardware(_Read):
+class Hardware(Read):
     """The machine that ran the server."""
 
     cpu: str = ""
@@ -191,7 +186,7 @@ class Hardware(_Read):
     gpus: tuple[str, ...] = ()
 
 
-class Sample(_Read):
+class Sample(Read):
     """One explained test image; image and overlay are paths inside the run folder."""
 
     image: str
@@ -211,7 +206,7 @@ class EventLog:
     num_unreadable: int
 
 
-class RunResult(_Read):
+class RunResult(Read):
     """The whole of `result.json`."""
 
     format: int
@@ -231,6 +226,7 @@ class RunResult(_Read):
     hardware: Hardware = Hardware()
     samples: tuple[Sample, ...] = ()
     bundle: str | None = None
+    release: Release | None = None
     spec: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -26,6 +26,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 def interval(low_high: tuple[float, float]) -> str:
     """Return (0.938, 0.962) as `93.8 to 96.2 %`."""
+    if not all(map(math.isfinite, low_high)):
+        return ABSENT
     return f"{low_high[0] * 100:.1f} to {low_high[1] * 100:.1f}{_THIN}%"
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from export.bundle import load_bundle, write_bundle
+from export.heatmap import encode_png
 from export.onnx import export_onnx
 from export.onnx_checks import WideHead
-from export.predictor import Predictor, encode_png, grad_cam, overlay_heatmap
+from export.predictor import Predictor
 from fl.data.federation import Federation
 from fl.data.scans import read_gray
-from fl.evaluation.gradcam import scores_and_contributions
+from fl.evaluation.gradcam import pooled_values, scores_and_contributions
 from fl.model.flat import FlatParameters, scatter
 from fl.model.head import WidePooling
 from fl.model.vgg import SplitVgg19
 from fl.training.trainer import load_model_state
 from fl.types import CLASSES, Scan
-from kernels.ops import crop, preprocess
+from kernels.ops import preprocess
+from service.dicom.engine import engine_of
 from service.machine import software
 from service.runs import Run
 from service.start import Start, preprocess_spec
@@ -29,15 +28,23 @@ from service.start import Start, preprocess_spec
 NUM_CHECKED_IMAGES = 8
 SAMPLES_PER_CLASS = 2
 
+MEASURED = ("int8", "confidence", "explanations")
+"""Keys of metrics.json that a release measures itself; the rest is of the training."""
 
-def export_bundle(
-    run: Run,
-    federation: Federation,
-    start: Start,
-    parameters: FlatParameters,
-    metrics: Mapping[str, Any],
-) -> Path:
-    """Write the run's bundle and return its folder. Raises ExportMismatch where ONNX Runtime and torch disagree."""
+PROMISES = ("temperature", "coverage", "max_error", "abstain_below", "accepted")
+"""Of `Confidence`: numbers that the answers go by; strangeness has no unit, so its threshold tells a reader nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Graph:
+    """The trained network as ONNX, and where it comes from: plain values for provenance.json."""
+
+    onnx_bytes: bytes
+    provenance: Mapping[str, Any]
+
+
+def export_graph(run: Run, federation: Federation, start: Start, parameters: FlatParameters) -> Graph:
+    """Return the trained network as ONNX. Raises ExportMismatch where ONNX Runtime and torch disagree."""
     model = SplitVgg19(run.spec.model.network)
     load_model_state(model, start.state)
     scatter(parameters, model.trained_parameters())
@@ -54,25 +61,21 @@ def export_bundle(
         images_NCHW=images_NCHW,
         wide=wide_head(model),
     )
-    return write_bundle(
-        run.folder / "bundle",
-        onnx_bytes=onnx_bytes,
-        preprocess=spec,
-        labels=CLASSES,
-        metrics=metrics,
-        provenance={
-            "job": run.spec.learning_digest(),
-            "data": federation.digest(),
-            "start": start.digest(),
-            "scenario": run.spec.scenario,
-            "seed": run.spec.seed,
-            "num_sites": len(federation.sites),
-            "software": software(),
-            "largest_difference_from_torch": {"logits": agreement.logits, "class_maps": agreement.class_maps},
+    provenance = {
+        "job": run.spec.learning_digest(),
+        "data": federation.digest(),
+        "start": start.digest(),
+        "scenario": run.spec.scenario,
+        "seed": run.spec.seed,
+        "num_sites": len(federation.sites),
+        "software": software(),
+        "largest_difference_from_torch": {
+            "logits": agreement.logits,
+            "class_maps": agreement.class_maps,
+            "embedding": agreement.embedding,
         },
-        data_kind=federation.data_kind,
-        name=run.spec.name,
-    )
+    }
+    return Graph(onnx_bytes=onnx_bytes, provenance=provenance)
 
 
 def wide_head(model: SplitVgg19) -> WideHead | None:
@@ -84,36 +87,37 @@ def wide_head(model: SplitVgg19) -> WideHead | None:
         frozen_layer=list(dict(model.prefix.named_children()))[-1],
         random_RF=pooling.random_RF,
         truth=partial(scores_and_contributions, model),
+        pooled=partial(pooled_values, model),
     )
 
 
-def write_samples(run: Run, bundle: Path, federation: Federation) -> list[dict[str, Any]]:
-    """Let the bundle answer some test images of each class; write them with their class maps, and tell about them."""
-    predictor = Predictor(load_bundle(bundle))
+def measured(predictor: Predictor) -> dict[str, Any]:
+    """Return what the release measured of its model, and what the model's answers promise, for result.json."""
+    figures = {name: predictor.bundle.metrics[name] for name in MEASURED if name in predictor.bundle.metrics}
+    return {**figures, "rules": {name: getattr(predictor.confidence, name) for name in PROMISES}}
+
+
+def write_samples(run: Run, predictor: Predictor, federation: Federation) -> list[dict[str, Any]]:
+    """Let the model answer some test images of each class; write them with their class maps, and tell about them."""
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
     chosen = _choose(federation.test_scans)
     grays = [read_gray(scan.path, scan.pixels_sha256) for scan in chosen]
-    answers = predictor.predict(grays)
+    engine = engine_of(predictor)
     samples = []
     for number, (scan, gray_HW) in enumerate(zip(chosen, grays, strict=True)):
-        label = int(np.argmax(answers.logits_NC[number]))
-        overlay = overlay_heatmap(
-            gray_HW,
-            grad_cam(answers.class_maps_NChw[number], label),
-            crop(gray_HW).box,
-            image_size=predictor.bundle.preprocess.size,
-        )
+        (answer,) = engine.answer([gray_HW])
         image = folder / f"{number:02d}.png"
         image.write_bytes(encode_png(gray_HW))
-        image.with_stem(f"{image.stem}-cam").write_bytes(encode_png(overlay))
+        image.with_stem(f"{image.stem}-cam").write_bytes(encode_png(engine.draw(gray_HW, answer)))
         samples.append(
             {
                 "image": f"samples/{image.name}",
                 "overlay": f"samples/{image.stem}-cam.png",
                 "label": CLASSES[scan.label],
-                "predicted": CLASSES[label],
-                "probability": float(answers.probabilities_NC[number, label]),
+                "predicted": answer.label,
+                "probability": float(answer.probabilities_C[answer.index]),
+                "abstains": answer.abstains,
                 "source": scan.path.name,
             }
         )

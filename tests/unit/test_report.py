@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from export.predictor import encode_png, overlay_heatmap
+from export.heatmap import encode_png, overlay_heatmap
 from fl.evaluation.metrics import evaluate, evaluate_paired
 from fl.types import CLASSES
 from service.report import write_report
