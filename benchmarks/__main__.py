@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from benchmarks import kernels, rounds
-from benchmarks.case import Case, Suite
+from benchmarks import kernels, rounds, serve
+from benchmarks.case import Case, Suite, Trial
 from benchmarks.contest import Contest, run_contest
 from benchmarks.machine import describe_machine
 from benchmarks.measure import FULL, QUICK, Budget
@@ -38,6 +38,9 @@ SUITES = {
     # jobs keep their features where a user's would lie
     "round": Entry(
         make=lambda folder, quick: rounds.suite(folder, rounds.QUICK if quick else rounds.FULL), in_memory=False
+    ),
+    "serve": Entry(
+        make=lambda folder, quick: serve.suite(folder, serve.QUICK if quick else serve.FULL), in_memory=False
     ),
 }
 
@@ -77,7 +80,7 @@ def run_suite(suite: Suite, budget: Budget, options: Options) -> int:
     rows = [row for case in chosen for row in _run_aloud(case, budget, display)]
     if not rows:
         raise SystemExit(
-            f"suite {options.suite!r} has no case named {options.case!r}; leave --case out to see all names"
+            f"suite {options.suite!r} has no case named {options.case!r} that can run here; leave --case out to see all"
         )
     print_table(display, title_of(machine), rows)
     if options.destination is not None:
@@ -87,11 +90,17 @@ def run_suite(suite: Suite, budget: Budget, options: Options) -> int:
     return int(wrong or (options.check and any(row.misses_target for row in rows)))
 
 
-def _run_aloud(case: Case | Contest, budget: Budget, display: Display) -> list[Row]:
-    rows = run_contest(case) if isinstance(case, Contest) else [run_case(case, budget)]
+def _run_aloud(case: Case | Contest | Trial, budget: Budget, display: Display) -> list[Row]:
+    rows = _rows(case, budget)
     for row in rows:
         display.say(f"   {row.case}: {row.ratio:.2f} times {row.peer}")
     return rows
+
+
+def _rows(case: Case | Contest | Trial, budget: Budget) -> list[Row]:
+    if isinstance(case, Trial):
+        return case.run(budget)
+    return run_contest(case) if isinstance(case, Contest) else [run_case(case, budget)]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from benchmarks.contest import Contest
+    from benchmarks.measure import Budget
+    from benchmarks.row import Row
 
 Run = Callable[[], Any]
 """Does a case's whole work once, all items, and returns what it made."""
@@ -32,10 +34,10 @@ class Target:
     """What a run with --check accepts of one figure: a smallest value or, where less is better, a largest.
 
     ratio: peer over ours. slowdown: ours over the peer, for what adds to the peer's work. limit_fraction: limit over
-    ours.
+    ours. ours_seconds: ours by itself, where a user feels an absolute time.
     """
 
-    figure: Literal["ratio", "slowdown", "limit_fraction"]
+    figure: Literal["ratio", "slowdown", "limit_fraction", "ours_seconds"]
     at_least: float = -math.inf
     at_most: float = math.inf
 
@@ -88,6 +90,14 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """A case that measures itself, because what it is about is no call that could be repeated."""
+
+    name: str
+    run: Callable[[Budget], list[Row]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Suite:
     """Cases in the order of the table; made one at a time, so that their buffers do not add up.
 
@@ -95,4 +105,4 @@ class Suite:
     """
 
     inputs: str
-    cases: Iterable[Case | Contest]
+    cases: Iterable[Case | Contest | Trial]

@@ -43,6 +43,7 @@ class Row:
         if self.target is None:
             return False
         reached = {"ratio": self.ratio, "slowdown": 1 / self.ratio, "limit_fraction": self.limit_fraction}
+        reached["ours_seconds"] = self.ours_seconds
         value = reached[self.target.figure]
         return value is None or not self.target.is_met(value)
 
