@@ -28,9 +28,12 @@ $(STAMP): pyproject.toml requirements.lock $(KERNEL_SOURCES)
 run: setup ## Train the demo on embedded data: at most 5 minutes on 2 cores
 	$(BIN)/gliofed train configs/demo.yaml $(ARGS)
 
-# Two processes: one for the jobs that the tests under e2e share, which mostly wait, one for all else.
+# Two processes: one for the tests that share training jobs, which mostly wait, and one for all else.
 test: setup ## Run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	mkdir -p build
+	$(BIN)/python -m pytest -m jobs > build/test-jobs.log 2>&1 & jobs=$$!; \
+	$(BIN)/python -m pytest -m 'not jobs'; others=$$?; \
+	wait $$jobs; ended=$$?; cat build/test-jobs.log; exit $$((others | ended))
 
 # A second build of the package kernels, beside which nothing of ours is installed: -S leaves out the editable one.
 # NumPy's and Python's own memory must come from the sanitizer's malloc, hence the preloaded libraries.

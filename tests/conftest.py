@@ -29,15 +29,14 @@ LABELS = ("glioma", "meningioma", "notumor", "pituitary")
 PATIENCE_SECONDS = 60.0
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell which tests belong to one process: those that share the session's jobs, else those of a file."""
+    """Mark the tests that share the session's jobs: `make test` gives them a process of their own."""
     for item in items:
         name = item.path.stem.removeprefix("test_")
-        shares_jobs = item.path.parent.name == "e2e" and not any(
-            name == alone or name.startswith(f"{alone}_") for alone in ALONE
-        )
-        item.add_marker(pytest.mark.xdist_group("jobs" if shares_jobs else str(item.path)))
+        alone = any(name == other or name.startswith(f"{other}_") for other in ALONE)
+        if item.path.parent.name == "e2e" and not alone:
+            item.add_marker(pytest.mark.jobs)
 
 
 def draw_head(height: int = 120, width: int = 100, seed: int = 0) -> np.ndarray:

@@ -7,10 +7,11 @@ processes of their own.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +40,9 @@ Call = Callable[..., Answer]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `gliofed ARGUMENTS` in this process."""
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Run `gliofed ARGUMENTS` in this process, whose environment is put back afterwards."""
+    environment = dict(os.environ)
 
     def run(*arguments: str | Path) -> Answer:
         monkeypatch.setattr(sys, "argv", ["gliofed", *map(str, arguments)])
@@ -50,7 +52,9 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         said = capsys.readouterr()
         return Answer(code=int(ended.value.code or 0), out=said.out, err=said.err)
 
-    return run
+    yield run
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture
@@ -86,7 +90,7 @@ def test_predict_answers_a_line_an_image(call: Call, bundle: Path, workplace: Wo
     assert [line["image"] for line in lines] == [str(image) for image in images]
     for line in lines:
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert line["class"] == max(line["probabilities"], key=line["probabilities"].get)
+        assert line["label"] == max(line["probabilities"], key=line["probabilities"].get)
         assert line["head_found"]
 
 

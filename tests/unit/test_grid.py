@@ -81,6 +81,13 @@ def make_trainer() -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
+    # what another test may have chosen for Rays of its own, after this process had imported Ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        yield from _ray()
+
+
+def _ray() -> Iterator[None]:
     ray.init(
         address="local", num_cpus=2, num_gpus=0, object_store_memory=256 * 2**20, include_dashboard=False,
         logging_level=logging.ERROR, log_to_driver=False,
@@ -151,7 +158,7 @@ def test_a_late_site_is_left_out_its_worker_replaced_and_others_served(pool: Wor
 
     assert reason_of(outcomes["slow-1"]) == "late: no reply within 1 s; its worker was replaced"
     assert all(isinstance(outcomes[name], Reply) for name in ("prompt-1", "prompt-2"))
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 28, "the site sleeps for 30 s"
     assert isinstance(ask(pool, "next-1")["next-1"], Reply)
 
 
