@@ -197,20 +197,25 @@ def muster(desk: Desk, crew: Crew, quorum: int | None) -> tuple[str, ...]:
         return crew.muster(needed, quorum)
 
 
-def federate(desk: Desk, sites: tuple[Site, ...], tests: tuple[Scan, ...]) -> Federation:
-    """Return the federation of these sites, which the run keeps to, and tell of them."""
-    write_file(_hospitals_file(desk), json.dumps([site.name for site in sites]).encode())
-    nothing = np.zeros(len(tests), np.bool_)
-    federation = Federation(
+def hospital_federation(sites: tuple[Site, ...], tests: tuple[Scan, ...]) -> Federation:
+    """Return what a coordinator knows of hospitals' data, beside its own test scans; copies are not looked for."""
+    nothing_T = np.zeros(len(tests), np.bool_)
+    return Federation(
         data_kind="mri",
         sites=sites,
         shared_scans=(),
         validation_scans=(),
         test_scans=tests,
-        near_copies_T=nothing,
-        exact_copies_T=nothing,
+        near_copies_T=nothing_T,
+        exact_copies_T=nothing_T,
         quarantined=(),
     )
+
+
+def federate(desk: Desk, sites: tuple[Site, ...], tests: tuple[Scan, ...]) -> Federation:
+    """Return the federation of these sites, which the run keeps to, and tell of them."""
+    write_file(_hospitals_file(desk), json.dumps([site.name for site in sites]).encode())
+    federation = hospital_federation(sites, tests)
     for site in sites:
         counts = ", ".join(f"{name} {sum(s.label == label for s in site.scans)}" for label, name in enumerate(CLASSES))
         desk.display.say(f"   {site.name}: {counts}; {len(site.validation_scans)} for validation")

@@ -6,13 +6,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
 from export.bundle import load_bundle
 from export.signing import SigningKey, Trust
-from fl.data.federation import Federation
 from fl.errors import DataError
-from service.coordinate import HOSPITALS_FILE, gather_tests
+from service.coordinate import HOSPITALS_FILE, gather_tests, hospital_federation
 from service.job import Desk, gather_data
 from service.keys import Target
 from service.machine import PhaseClock
@@ -45,7 +42,7 @@ def export_run(
     run = Run(folder=folder, spec=load_spec(folder / "spec.yaml"), created=datetime.now(UTC).isoformat())
     desk = Desk(run=run, display=display, clock=PhaseClock(), should_stop=should_stop, key=key)
     if (folder / HOSPITALS_FILE).exists():
-        federation = _coordinators_own(desk)
+        federation = hospital_federation((), gather_tests(desk))
     else:
         federation = gather_data(desk)
         if federation.digest() != source.provenance["data"]:
@@ -66,19 +63,3 @@ def export_run(
     metrics = {name: value for name, value in source.metrics.items() if name not in MEASURED}
     graph = Graph(onnx_bytes=source.model_onnx, provenance=source.provenance)
     return release(run, federation, graph, metrics, order)
-
-
-def _coordinators_own(desk: Desk) -> Federation:
-    """Return what a coordinator of hospitals has itself: test scans."""
-    tests = gather_tests(desk)
-    unknown_T = np.zeros(len(tests), np.bool_)
-    return Federation(
-        data_kind="mri",
-        sites=(),
-        shared_scans=(),
-        validation_scans=(),
-        test_scans=tests,
-        near_copies_T=unknown_T,
-        exact_copies_T=unknown_T,
-        quarantined=(),
-    )

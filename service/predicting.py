@@ -15,8 +15,9 @@ from export.signing import Trust
 from fl.errors import DataError
 from kernels.decode import decode_gray
 from service.dicom.engine import engine_of
+from service.dicom.kind import is_dicom
 from service.dicom.model import Engine
-from service.dicom.predicting import is_dicom, predict_dicom
+from service.dicom.predicting import predict_dicom
 
 
 def predict_images(

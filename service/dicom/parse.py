@@ -18,6 +18,7 @@ from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from service.dicom.errors import UnreadableDicom
+from service.dicom.kind import PREFIX, is_dicom
 from service.dicom.settings import MIB, DicomLimits
 
 # pydicom's remarks on odd values quote them, and a patient's name or identifier has no place on standard error.
@@ -26,7 +27,6 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 PIXEL_DATA = 0x7FE00010
 _PIXEL_GROUP = 0x7FE00000
-_PREFIX = slice(128, 132)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ def parse(data: bytes, limits: DicomLimits) -> Parsed:
         raise UnreadableDicom(
             f"file has {len(data)} bytes, the limit is {limits.max_file_bytes}; raise max_file_bytes if it is wanted"
         )
-    if data[_PREFIX] != b"DICM":
+    if not is_dicom(data):
         raise UnreadableDicom("not a DICOM file: no DICM at byte 128; send a file with preamble and meta information")
     try:
         return _parse(data, limits)
@@ -60,7 +60,7 @@ def parse(data: bytes, limits: DicomLimits) -> Parsed:
 
 def _parse(data: bytes, limits: DicomLimits) -> Parsed:
     stream = BytesIO(data)
-    stream.seek(_PREFIX.stop)
+    stream.seek(PREFIX.stop)
     meta = read_dataset(stream, False, True, stop_when=lambda tag, _vr, _length: tag.group != 2)
     syntax = UID(str(meta.get("TransferSyntaxUID", "")))
     if not syntax.is_valid or not syntax.is_transfer_syntax:

@@ -15,11 +15,6 @@ from service.dicom.read import read_slices
 from service.dicom.settings import DicomLimits
 
 
-def is_dicom(data: bytes) -> bool:
-    """Tell whether a file's bytes are a DICOM file with a preamble."""
-    return data[128:132] == b"DICM"
-
-
 def predict_dicom(
     path: Path, data: bytes, engine: Engine, *, heatmap: Path | None, dicom_out: Path | None
 ) -> dict[str, Any]:

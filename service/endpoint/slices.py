@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.decode import JPEG_START, DecodeLimits, UnreadableImage, decode_gray
+from service.dicom.kind import is_dicom
 from service.dicom.settings import DicomLimits
 from service.endpoint.errors import BadRequest, EndpointError, TooLarge, UnsupportedMedia
 
@@ -43,7 +44,7 @@ def read_slice(data: bytes | memoryview, frame: int | None, max_bytes: int, dico
     """
     data = bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
-    if data[128:132] == b"DICM":
+    if is_dicom(data):
         return _read_dicom(data, frame, sha256, dicom)
     if frame:
         raise BadRequest(f"frame is {frame}; a JPEG or PNG has frame 0 only")

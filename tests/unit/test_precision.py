@@ -16,14 +16,12 @@ from torch import nn
 
 from export.errors import ParityError, UnsupportedModel
 from export.onnx import build_onnx
-from export.onnx_checks import WideHead
 from export.parity import BOUNDS, Bounds, differences, maps_of, require_parity
 from export.precision import Narrow, emulate, narrow, verify_narrow
 from export.predictor import open_session
-from fl.evaluation.gradcam import pooled_values, scores_and_contributions
-from fl.model.head import WidePooling
 from fl.model.vgg import NetworkSettings, SplitVgg19, initialise_from_nothing
 from kernels.spec import PreprocessSpec
+from service.ship import wide_head
 
 LABELS = ("glioma", "meningioma", "notumor", "pituitary")
 TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -40,15 +38,9 @@ def make_model(head: str) -> SplitVgg19:
 
 def build(head: str, size: int = 50) -> bytes:
     model = make_model(head)
-    wide = None
-    if isinstance(model.pooling, WidePooling):
-        wide = WideHead(
-            frozen_layer=list(dict(model.prefix.named_children()))[-1],
-            random_RF=model.pooling.random_RF,
-            truth=lambda images_NCHW: scores_and_contributions(model, images_NCHW),
-            pooled=lambda images_NCHW: pooled_values(model, images_NCHW),
-        )
-    return build_onnx(model.features(), model.head, preprocess=PreprocessSpec(size=size), labels=LABELS, wide=wide)
+    return build_onnx(
+        model.features(), model.head, preprocess=PreprocessSpec(size=size), labels=LABELS, wide=wide_head(model)
+    )
 
 
 def make_images(size: int = 50, num: int = 3) -> np.ndarray:

@@ -17,14 +17,12 @@ from onnx import NodeProto, TensorProto, numpy_helper
 from export.acceptance import accept, compare
 from export.errors import Int8Rejected, UnsupportedModel
 from export.onnx import build_onnx
-from export.onnx_checks import WideHead
 from export.predictor import open_session
 from export.quantize import quantize
-from fl.evaluation.gradcam import pooled_values, scores_and_contributions
 from fl.evaluation.metrics import confusion_matrix, metrics_from_confusion
-from fl.model.head import WidePooling
 from fl.model.vgg import NetworkSettings, SplitVgg19, initialise_from_nothing
 from kernels.spec import PreprocessSpec
+from service.ship import wide_head
 
 LABELS = ("glioma", "meningioma", "notumor", "pituitary")
 SIZE = 48
@@ -44,15 +42,8 @@ def build(head: str) -> bytes:
     wide_settings = {"random_features": 24, "frozen_through": "block4_conv3"} if head == "wide" else {}
     model = SplitVgg19(NetworkSettings(width=0.125, head=head, **wide_settings)).eval()
     initialise_from_nothing(model, torch.Generator().manual_seed(3))
-    wide = None
-    if head == "wide":
-        assert isinstance(model.pooling, WidePooling)
-        wide = WideHead(
-            frozen_layer=list(dict(model.prefix.named_children()))[-1],
-            random_RF=model.pooling.random_RF,
-            truth=lambda images_NCHW: scores_and_contributions(model, images_NCHW),
-            pooled=lambda images_NCHW: pooled_values(model, images_NCHW),
-        )
+    wide = wide_head(model)
+    assert (wide is not None) == (head == "wide")
     return build_onnx(model.features(), model.head, preprocess=PreprocessSpec(size=SIZE), labels=LABELS, wide=wide)
 
 

@@ -19,7 +19,6 @@ from export.children import run_module
 from export.driver import Gpu, Machine
 from export.errors import EngineError
 from export.onnx import build_onnx
-from export.onnx_checks import WideHead
 from export.parity import BOUNDS, Precision
 from export.precision import narrow
 from export.quantize import quantize
@@ -37,10 +36,9 @@ from export.tensorrt.engine import (
     write_engine,
 )
 from export.tensorrt.plan import BuildSettings
-from fl.evaluation.gradcam import pooled_values, scores_and_contributions
-from fl.model.head import WidePooling
 from fl.model.vgg import NetworkSettings, SplitVgg19, initialise_from_nothing
 from kernels.spec import PreprocessSpec
+from service.ship import wide_head
 
 LABELS = ("glioma", "meningioma", "notumor", "pituitary")
 needs_rtx = pytest.mark.skipif(
@@ -63,15 +61,9 @@ def build(head: str, size: int) -> bytes:
     options = {"random_features": 24, "frozen_through": "block4_conv3"} if head == "wide" else {}
     model = SplitVgg19(NetworkSettings.model_validate({"width": 0.125, "head": head, **options})).eval()
     initialise_from_nothing(model, torch.Generator().manual_seed(1))
-    wide = None
-    if isinstance(model.pooling, WidePooling):
-        wide = WideHead(
-            frozen_layer=list(dict(model.prefix.named_children()))[-1],
-            random_RF=model.pooling.random_RF,
-            truth=lambda images_NCHW: scores_and_contributions(model, images_NCHW),
-            pooled=lambda images_NCHW: pooled_values(model, images_NCHW),
-        )
-    return build_onnx(model.features(), model.head, preprocess=PreprocessSpec(size=size), labels=LABELS, wide=wide)
+    return build_onnx(
+        model.features(), model.head, preprocess=PreprocessSpec(size=size), labels=LABELS, wide=wide_head(model)
+    )
 
 
 def make_images(size: int, num: int = 4) -> np.ndarray:
